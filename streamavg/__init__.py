@@ -1,0 +1,104 @@
+"""Average Keras checkpoint files in bounded memory, without loading the models.
+
+    import streamavg
+
+    record = streamavg.merge(["epoch-18.keras", "epoch-19.keras"], "averaged.keras")
+
+Importing this package imports neither TensorFlow nor Keras, and a public name is loaded when it is
+first used, so that the command line starts fast.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from streamavg.version import __version__
+
+if TYPE_CHECKING:
+    from streamavg.checkpoint import Checkpoint, Role, Variable
+    from streamavg.errors import (
+        ChangedFileError,
+        CoefficientError,
+        CorruptFileError,
+        FormatError,
+        IncompatibleCheckpointsError,
+        MemoryLimitError,
+        MissingDependencyError,
+        NonFiniteValuesError,
+        OptionError,
+        OutputError,
+        StreamAvgError,
+        UnknownFormatError,
+        UnsafeFileError,
+        UnsupportedFeatureError,
+    )
+    from streamavg.formats import open_checkpoint
+    from streamavg.inspecting import CheckpointSummary, inspect
+    from streamavg.merging import merge, plan
+    from streamavg.options import MergeOptions
+    from streamavg.record import MergeRecord
+
+_HOME_OF = {
+    "ChangedFileError": "streamavg.errors",
+    "Checkpoint": "streamavg.checkpoint",
+    "CheckpointSummary": "streamavg.inspecting",
+    "CoefficientError": "streamavg.errors",
+    "CorruptFileError": "streamavg.errors",
+    "FormatError": "streamavg.errors",
+    "IncompatibleCheckpointsError": "streamavg.errors",
+    "MemoryLimitError": "streamavg.errors",
+    "MergeOptions": "streamavg.options",
+    "MergeRecord": "streamavg.record",
+    "MissingDependencyError": "streamavg.errors",
+    "NonFiniteValuesError": "streamavg.errors",
+    "OptionError": "streamavg.errors",
+    "OutputError": "streamavg.errors",
+    "Role": "streamavg.checkpoint",
+    "StreamAvgError": "streamavg.errors",
+    "UnknownFormatError": "streamavg.errors",
+    "UnsafeFileError": "streamavg.errors",
+    "UnsupportedFeatureError": "streamavg.errors",
+    "Variable": "streamavg.checkpoint",
+    "inspect": "streamavg.inspecting",
+    "merge": "streamavg.merging",
+    "open_checkpoint": "streamavg.formats",
+    "plan": "streamavg.merging",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+__all__ = [
+    "ChangedFileError",
+    "Checkpoint",
+    "CheckpointSummary",
+    "CoefficientError",
+    "CorruptFileError",
+    "FormatError",
+    "IncompatibleCheckpointsError",
+    "MemoryLimitError",
+    "MergeOptions",
+    "MergeRecord",
+    "MissingDependencyError",
+    "NonFiniteValuesError",
+    "OptionError",
+    "OutputError",
+    "Role",
+    "StreamAvgError",
+    "UnknownFormatError",
+    "UnsafeFileError",
+    "UnsupportedFeatureError",
+    "Variable",
+    "__version__",
+    "inspect",
+    "merge",
+    "open_checkpoint",
+    "plan",
+]

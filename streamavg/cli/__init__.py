@@ -1,0 +1,108 @@
+"""The command line: parse, one library call, print. One file a command.
+
+Data goes to stdout, talk to stderr. Exit codes: 0 done; 1 the data or the machine says no; 2 wrong
+usage; 130 and 143 interrupted. An error is one message; `--debug` adds the traceback.
+
+A command imports the library when it runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+import traceback
+from typing import NoReturn
+
+import click
+
+from streamavg.errors import (
+    IncompatibleCheckpointsError,
+    MemoryLimitError,
+    OptionError,
+    StreamAvgError,
+)
+from streamavg.version import __version__
+
+COMMANDS = ("merge", "inspect")
+EXIT_REFUSED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
+
+
+class _Commands(click.Group):
+    """Loads a command's file when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"streamavg.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, package_name="streamavg")
+def streamavg() -> None:
+    """Average Keras checkpoint files in bounded memory, without loading the models."""
+
+
+def main() -> NoReturn:
+    """Runs the command line and exits."""
+    signal.signal(signal.SIGTERM, _terminate)
+    debug = "--debug" in sys.argv
+    try:
+        streamavg.main(standalone_mode=False)
+    except click.exceptions.Exit as exit_:
+        code = exit_.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        code = _complain("interrupted; nothing was written.", EXIT_INTERRUPTED)
+    except _Terminated:
+        code = _complain("terminated; nothing was written.", EXIT_TERMINATED)
+    except click.UsageError as error:
+        code = _complain(_usage_message(error), EXIT_USAGE)
+    except BrokenPipeError:
+        # Whoever read the output has enough of it; stdout is not flushed again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_REFUSED
+    except (StreamAvgError, OSError, MemoryError) as error:
+        if debug:
+            traceback.print_exc()
+        _print_differences(error)
+        code = _complain(str(error) or type(error).__name__, _exit_code(error))
+    else:
+        code = 0
+    sys.exit(code)
+
+
+class _Terminated(BaseException):
+    """SIGTERM came. Not an Exception, so that only `main` handles it."""
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    raise _Terminated
+
+
+def _exit_code(error: BaseException) -> int:
+    is_usage = isinstance(error, OptionError) and not isinstance(error, MemoryLimitError)
+    return EXIT_USAGE if is_usage else EXIT_REFUSED
+
+
+def _usage_message(error: click.UsageError) -> str:
+    command = error.ctx.command_path if error.ctx is not None else "streamavg"
+    return f"{error.format_message()} Try '{command} --help'."
+
+
+def _print_differences(error: BaseException) -> None:
+    """With --json, a program that reads stdout gets every difference, not only the first ten."""
+    if isinstance(error, IncompatibleCheckpointsError) and "--json" in sys.argv:
+        document = {"error": type(error).__name__, "differences": error.differences}
+        click.echo(json.dumps(document, indent=2))
+
+
+def _complain(message: str, code: int) -> int:
+    click.echo(f"error: {message}", err=True)
+    return code

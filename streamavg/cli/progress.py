@@ -1,0 +1,100 @@
+"""Shows how far a merge is: a bar on a terminal, a plain line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Protocol
+
+import click
+
+from streamavg.units import format_size
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Progress(Protocol):
+    """Is told of bytes that were read."""
+
+    def begin(self, total_bytes: int) -> None:
+        """Starts at zero."""
+        ...
+
+    def advance(self, count: int) -> None:
+        """Takes note of `count` more bytes."""
+        ...
+
+    def __enter__(self) -> Progress: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+def choose_progress(*, shown: bool) -> Progress:
+    """The progress that fits stderr, or none."""
+    if not shown:
+        return _Silence()
+    return _Bar() if sys.stderr.isatty() else _Lines()
+
+
+class _Silence:
+    def begin(self, total_bytes: int) -> None:
+        pass
+
+    def advance(self, count: int) -> None:
+        pass
+
+    def __enter__(self) -> _Silence:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class _Bar(_Silence):
+    """tqdm's bar: bytes, rate and time left."""
+
+    def begin(self, total_bytes: int) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(
+            total=total_bytes, unit="B", unit_scale=True, unit_divisor=1024, desc="averaging",
+            leave=False, file=sys.stderr,
+        )  # fmt: skip
+
+    def advance(self, count: int) -> None:
+        self._bar.update(count)
+
+    def __exit__(self, *_: object) -> None:
+        if hasattr(self, "_bar"):
+            self._bar.close()
+
+
+class _Lines(_Silence):
+    """A line every few seconds, for logs."""
+
+    def begin(self, total_bytes: int) -> None:
+        self._total = total_bytes
+        self._done = 0
+        self._started = self._last = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._last < SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        rate = self._done / (now - self._started)
+        left = (self._total - self._done) / rate
+        click.echo(
+            f"{format_size(self._done)} of {format_size(self._total)} read "
+            f"({self._done / self._total:.0%}), {format_size(rate)}/s, {left:.0f} s left",
+            err=True,
+        )

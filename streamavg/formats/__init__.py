@@ -1,0 +1,200 @@
+"""The checkpoint formats: how a file is recognised, read and written.
+
+The content of a file decides its format; the suffix only tells which layout Keras will expect
+when it reads an output back. A new format is one new file here and one line in `FORMATS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamavg.checkpoint import Checkpoint, CheckpointWriter, FileIdentity
+from streamavg.errors import OptionError, UnknownFormatError, UnsupportedFeatureError
+from streamavg.formats import archive, hdf5, keras_archive, keras_legacy, keras_weights
+from streamavg.formats.files import RandomAccessFile
+from streamavg.formats.output import OutputFile
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+
+    Reader = Callable[[Path, FileIdentity], Checkpoint]
+    Creator = Callable[[Checkpoint, Sequence[np.dtype[Any] | None], OutputFile], CheckpointWriter]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A file format."""
+
+    name: str
+    title: str
+    """What people call it."""
+    suffixes: tuple[str, ...]
+    """Suffixes under which Keras reads this layout back, the usual one first."""
+    read: Reader
+    create: Creator
+
+
+FORMATS = (
+    Format(
+        keras_archive.NAME, ".keras archive", (".keras",), keras_archive.read, keras_archive.create
+    ),
+    Format(
+        keras_weights.NAME, "weights file", (".weights.h5",), keras_weights.read,
+        keras_weights.create,
+    ),
+    Format(
+        keras_legacy.NAME, "legacy HDF5 file", (".h5", ".hdf5"), keras_legacy.read,
+        keras_legacy.create,
+    ),
+)  # fmt: skip
+_BY_NAME = {format_.name: format_ for format_ in FORMATS}
+_USER_BLOCKS = (0, 512, 1024, 2048, 4096)
+"""Offsets at which an HDF5 file may begin after a block of the user's."""
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Opens a checkpoint: reads its headers, leaves its values in the file.
+
+    Args:
+        path: a `.keras`, `.weights.h5` or legacy `.h5` file, under any name.
+
+    Returns:
+        The checkpoint, a context manager that closes the file.
+
+    Raises:
+        FormatError: the file cannot be read; the subclass tells why.
+
+    Memory: about 500 bytes a variable, and the model's configuration.
+    """
+    path = Path(path)
+    format_ = recognise(path)
+    return format_.read(path, FileIdentity.of(path))
+
+
+def recognise(path: Path) -> Format:
+    """Tells the format of a file by its content.
+
+    Raises:
+        UnknownFormatError: no format that we know.
+        UnsupportedFeatureError: a format that we know and do not read.
+    """
+    refusal = _other_format(path)
+    if refusal is not None:
+        raise UnsupportedFeatureError(path, refusal)
+    try:
+        identity = FileIdentity.of(path)
+        head = _head(path)
+    except OSError as error:
+        raise UnknownFormatError(path, f"cannot be opened: {error.strerror}.") from error
+    if head.startswith(archive.SIGNATURE):
+        return _BY_NAME[keras_archive.NAME]
+    if not any(head[start:].startswith(hdf5.SIGNATURE) for start in _USER_BLOCKS):
+        raise UnknownFormatError(
+            path,
+            f"is no Keras checkpoint: it starts with {head[:8]!r}. "
+            "Known: .keras archives, .weights.h5 and legacy .h5 files.",
+        )
+    with hdf5.Hdf5File(RandomAccessFile(path, identity)).opened() as opened:
+        for layout in (keras_legacy, keras_weights):
+            if layout.recognises(opened):
+                return _BY_NAME[layout.NAME]
+    raise UnknownFormatError(
+        path, "is an HDF5 file, but no Keras checkpoint: it has neither layer names nor 'vars'."
+    )
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_USER_BLOCKS[-1] + len(hdf5.SIGNATURE))
+
+
+def _other_format(path: Path) -> str | None:
+    """Why a well-known format is not read, and what to do; None if `path` is not one."""
+    save_again = "Load it with Keras and save it as .keras or .weights.h5."
+    if path.is_dir():
+        if (path / "saved_model.pb").exists():
+            return f"is a TensorFlow SavedModel, which is not read. {save_again}"
+        if (path / keras_archive.WEIGHTS).exists():
+            return f"is an unzipped .keras folder. Name its {keras_archive.WEIGHTS} instead."
+        if (path / "_CHECKPOINT_METADATA").exists() or any(path.glob("*/pytree")):
+            return f"is an Orbax checkpoint, which is not read. {save_again}"
+        if any(path.glob("*.index")):
+            return f"holds a TensorFlow checkpoint, which is not read. {save_again}"
+        if any(path.glob("*.weights.json")):
+            return f"holds sharded weights, which are not read. {save_again}"
+        return "is a folder. Name the checkpoint files in it."
+    if path.suffix == ".index" or (not path.exists() and Path(f"{path}.index").exists()):
+        return f"is a TensorFlow checkpoint, which is not read. {save_again}"
+    if path.name.endswith(".weights.json"):
+        return f"is the index of sharded weights, which are not read. {save_again}"
+    return None
+
+
+def default_output(reference: Checkpoint) -> Path:
+    """Name of the output when none is given: `averaged` and the suffix that fits the content."""
+    suffixes = _BY_NAME[reference.format].suffixes
+    matching = [suffix for suffix in suffixes if reference.path.name.endswith(suffix)]
+    return Path("averaged" + (matching or list(suffixes))[0])
+
+
+def output_format(reference: Checkpoint, output: Path) -> Format:
+    """The format that `output` asks for by its suffix, if the reference can be written so.
+
+    Keras picks its reader by the suffix of the file, so a file under another suffix would not
+    load: that is refused.
+
+    Raises:
+        OptionError: the suffix is unknown, or does not fit the reference's layout.
+    """
+    own = _BY_NAME[reference.format]
+    asked = _format_of_suffix(output)
+    remedy = f"Use {' or '.join('*' + suffix for suffix in own.suffixes)}"
+    if asked is None:
+        raise OptionError(f"{output}: Keras does not load this suffix. {remedy}.")
+    if asked is own:
+        return own
+    if (own.name, asked.name) == (keras_archive.NAME, keras_weights.NAME):
+        return asked
+    raise OptionError(
+        f"{output}: the suffix asks for a {asked.title}, but {reference.path} is a {own.title}, "
+        f"and Keras could not load the one under the name of the other. {remedy}."
+    )
+
+
+def _format_of_suffix(output: Path) -> Format | None:
+    fitting = [
+        (len(suffix), format_)
+        for format_ in FORMATS
+        for suffix in format_.suffixes
+        if output.name.endswith(suffix)
+    ]
+    return max(fitting, key=lambda entry: entry[0])[1] if fitting else None
+
+
+def create_writer(
+    reference: Checkpoint,
+    dtypes: Sequence[np.dtype[Any] | None],
+    output: Path,
+    *,
+    force: bool = False,
+) -> CheckpointWriter:
+    """Starts an output with the structure of the reference.
+
+    Args:
+        reference: gives groups, attributes, configuration and assets.
+        dtypes: of the values that will be written, one per variable of the reference; None for
+            variables that are left out.
+        output: where the file will be; its suffix picks the format.
+        force: whether a file that is already there may be replaced.
+
+    Raises:
+        OptionError: as `output_format`.
+        OutputError: the file cannot be created.
+    """
+    format_ = output_format(reference, output)
+    return format_.create(reference, dtypes, OutputFile(output, force=force))

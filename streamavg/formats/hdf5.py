@@ -1,0 +1,508 @@
+"""HDF5 as Keras uses it, read without trust.
+
+The headers are read with the HDF5 library; the values of a plain dataset are then read by offset
+from the file itself. "Plain" means: contiguous, unfiltered, little-endian, of a type whose bytes
+are its values, completely stored and inside the file. All other datasets (chunked, compressed,
+big-endian, never written) are read by the library, which is slower and holds one global lock.
+
+What reaches outside the file or promises more than it stores is refused by name: external and
+soft links, external storage, virtual datasets, unknown filters, shapes far beyond the stored
+bytes, cycles of groups.
+
+Source: HDF5 File Format Specification version 3.0, and the Keras formats in docs/formats.md.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import math
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from streamavg.checkpoint import ABSENT
+from streamavg.errors import CorruptFileError, UnsafeFileError, UnsupportedFeatureError
+from streamavg.formats.files import OPEN_HDF5_FILES, RandomAccessFile, RecentlyOpened
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from streamavg.checkpoint import Checkpoint
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+DEEPEST_GROUP = 64
+"""Nested models go a few levels deep; HDF5 itself allows cycles."""
+LARGEST_TILE_CACHE = 1024**2
+LARGEST_METADATA_CACHE = 1024**2
+"""Bytes; the library's default of 32 MiB a file would be the largest item in a merge."""
+INFLATION_FLOOR = 16 * 1024**2
+LARGEST_INFLATION = 1000
+"""A dataset above the floor may declare at most this many times the bytes that it stores."""
+_KNOWN_FILTERS = {
+    h5py.h5z.FILTER_DEFLATE,
+    h5py.h5z.FILTER_SHUFFLE,
+    h5py.h5z.FILTER_FLETCHER32,
+    h5py.h5z.FILTER_LZF,
+}
+_BFLOAT16_FIELDS = (15, 7, 8, 0, 7)
+"""Sign, exponent and mantissa positions and widths of a bfloat16 stored as HDF5 float."""
+_THROUGH_LIBRARY = -1
+_ABSENT_OFFSET = -2
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """What the header of one dataset says."""
+
+    path: str
+    """Within the HDF5 file, without a leading slash."""
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    """In native byte order; bfloat16 where that is what the bytes are; object for strings."""
+    offset: int
+    """First byte of the values within the HDF5 file; -1 if only the library can read them."""
+    tile_bytes: int
+    """Bytes of one chunk that must be decoded whole; 0 if none."""
+    address: int | None
+    """Identifies the stored object if several paths may lead to it, else None."""
+
+
+class Hdf5File:
+    """An HDF5 file on disk, or inside a stretch of another file.
+
+    Args:
+        file: the file on disk.
+        start: byte of `file` where the HDF5 file begins.
+        size: its size in bytes; None if it is the whole file.
+        path: what errors name; the path of `file` unless that is a temporary one.
+        check: compares the content with the checksum of the container that it lies in.
+    """
+
+    def __init__(
+        self,
+        file: RandomAccessFile,
+        start: int = 0,
+        size: int | None = None,
+        path: Path | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        self.file = file
+        self.start = start
+        self.whole = size is None
+        self.size = file.size if size is None else size
+        self.path = file.path if path is None else path
+        self.check = check
+
+    @contextmanager
+    def opened(self) -> Iterator[h5py.File]:
+        """Opens the headers, and closes them at the end of the block.
+
+        Raises:
+            CorruptFileError: not a complete HDF5 file, or being written by another process.
+        """
+        with self._translated_errors(), self._open() as opened:
+            yield opened
+
+    def _open(self) -> h5py.File:
+        options: dict[str, Any] = {"rdcc_nbytes": LARGEST_TILE_CACHE}
+        if self.whole:
+            opened = h5py.File(self.path, "r", **options)
+        else:
+            opened = h5py.File(_Window(self), "r", **options)
+        cache = opened.id.get_mdc_config()
+        cache.set_initial_size = True
+        cache.initial_size = cache.min_size = LARGEST_METADATA_CACHE // 2
+        cache.max_size = LARGEST_METADATA_CACHE
+        opened.id.set_mdc_config(cache)
+        return opened
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except BlockingIOError as error:
+            raise CorruptFileError(
+                self.path,
+                "is open for writing in another process. Wait until the checkpoint is saved.",
+            ) from error
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            if type(error).__module__.startswith("streamavg"):
+                raise
+            raise CorruptFileError(self.path, f"is not a readable HDF5 file: {error}.") from error
+
+    def read_through_library(self, dataset: Dataset, start: int, out: NDArray[Any]) -> None:
+        """Fills `out` with elements of a dataset that cannot be read by offset."""
+        with self._translated_errors():
+            opened = _hdf5_files.get(self, self._open)
+            _read_elements(opened, dataset, start, out)
+
+    def close(self) -> None:
+        """Closes everything that is open; reading opens it again."""
+        _hdf5_files.close(self)
+        self.file.close()
+
+
+_hdf5_files = RecentlyOpened[h5py.File](OPEN_HDF5_FILES, h5py.File.close)
+# An h5py file over a Python file object that is still open at exit crashes the interpreter.
+atexit.register(_hdf5_files.close_all)
+
+
+class _Window:
+    """The stretch of a file that holds an HDF5 file, as the file object that h5py reads."""
+
+    def __init__(self, hdf5: Hdf5File) -> None:
+        self._hdf5 = hdf5
+        self._position = 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._position = (0, self._position, self._hdf5.size)[whence] + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:
+        count = max(0, min(len(buffer), self._hdf5.size - self._position))
+        self._hdf5.file.read_into(self._hdf5.start + self._position, memoryview(buffer)[:count])
+        self._position += count
+        return count
+
+    def read(self, size: int = -1) -> bytes:
+        remaining = max(0, self._hdf5.size - self._position)
+        data = bytearray(remaining if size < 0 else min(size, remaining))
+        self.readinto(memoryview(data))
+        return bytes(data)
+
+    def flush(self) -> None:
+        """Nothing to flush: the window is read-only."""
+
+
+class Hdf5Values:
+    """The values of the datasets of one HDF5 file. Implements `streamavg.checkpoint.Values`.
+
+    Memory: 8 bytes a dataset, and the header of each that is not plain.
+    """
+
+    def __init__(self, hdf5: Hdf5File, datasets: Sequence[Dataset]) -> None:
+        self._hdf5 = hdf5
+        self._offsets = np.fromiter((d.offset for d in datasets), np.int64, len(datasets))
+        self._detours = {p: d for p, d in enumerate(datasets) if d.offset == _THROUGH_LIBRARY}
+
+    @property
+    def hdf5(self) -> Hdf5File:
+        """The file that holds the values."""
+        return self._hdf5
+
+    @property
+    def largest_tile_bytes(self) -> int:
+        """See `Values`."""
+        return max((d.tile_bytes for d in self._detours.values()), default=0)
+
+    def read_into(self, position: int, start: int, out: NDArray[Any]) -> None:
+        """See `Values`."""
+        if not out.size:
+            return
+        offset = int(self._offsets[position])
+        assert offset != _ABSENT_OFFSET, "only variables of the checkpoint are read"
+        if offset == _THROUGH_LIBRARY:
+            self._hdf5.read_through_library(self._detours[position], start, out)
+        else:
+            first = self._hdf5.start + offset + start * out.itemsize
+            self._hdf5.file.read_into(first, out.view(np.uint8).data)
+
+    def aligned(self, positions: NDArray[np.int64]) -> Hdf5Values:
+        """See `Values`."""
+        other = copy.copy(self)
+        other._offsets = np.where(positions == ABSENT, _ABSENT_OFFSET, self._offsets[positions])
+        other._detours = {
+            new: self._detours[old]
+            for new, old in enumerate(positions.tolist())
+            if old in self._detours
+        }
+        return other
+
+    def verify(self) -> None:
+        """See `Values`. HDF5 itself keeps no checksum of contiguous data; an archive does."""
+        if self._hdf5.check is not None:
+            self._hdf5.check()
+
+    def close(self) -> None:
+        """See `Values`."""
+        self._hdf5.close()
+
+
+def hdf5_of(checkpoint: Checkpoint) -> Hdf5File:
+    """The HDF5 file that holds a checkpoint's values."""
+    values = checkpoint.values
+    assert isinstance(values, Hdf5Values), "all formats here are HDF5 inside"
+    return values.hdf5
+
+
+def walk(group: h5py.Group, hdf5: Hdf5File, prefix: str = "") -> Iterator[tuple[str, Dataset]]:
+    """Finds all datasets in a group and below.
+
+    Args:
+        group: where to start.
+        hdf5: the file.
+        prefix: path of `group` with a slash behind it, or nothing for the root.
+
+    Yields:
+        The path of each dataset and its header, groups in natural order (`dense_2` before
+        `dense_10`); a dataset that several paths lead to comes once for each of them.
+
+    Raises:
+        UnsafeFileError: links or groups as described above.
+    """
+    yield from _walk_group(group.id, prefix, hdf5, frozenset())
+
+
+def _walk_group(
+    group: h5py.h5g.GroupID, prefix: str, hdf5: Hdf5File, ancestors: frozenset[int]
+) -> Iterator[tuple[str, Dataset]]:
+    address = h5py.h5o.get_info(group).addr
+    if address in ancestors:
+        raise UnsafeFileError(hdf5.path, f"group {prefix.rstrip('/')!r} contains itself.")
+    if len(ancestors) >= DEEPEST_GROUP:
+        raise UnsafeFileError(
+            hdf5.path, f"groups are nested more than {DEEPEST_GROUP} deep at {prefix[:80]!r}."
+        )
+    for name in sorted((raw.decode("utf-8") for raw in group), key=natural_key):
+        child = open_child(group, name, prefix, hdf5.path)
+        path = prefix + name
+        if isinstance(child, h5py.h5g.GroupID):
+            yield from _walk_group(child, f"{path}/", hdf5, ancestors | {address})
+        elif isinstance(child, h5py.h5d.DatasetID):
+            yield path, describe(child, path, hdf5)
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sorts numbers inside names by value: "2" < "10", "dense" < "dense_2" < "dense_10"."""
+    parts: list[tuple[int, int, str]] = []
+    digits = ""
+    text = ""
+    for character in name:
+        if character.isascii() and character.isdigit():
+            if text:
+                parts.append((1, 0, text))
+                text = ""
+            digits += character
+        else:
+            if digits:
+                parts.append((0, int(digits), ""))
+                digits = ""
+            text += character
+    parts.append((0, int(digits), "") if digits else (1, 0, text))
+    return tuple(parts)
+
+
+def open_child(group: h5py.h5g.GroupID, name: str, prefix: str, path: Path) -> Any:
+    """Opens a member of a group, if it is part of the same file.
+
+    Raises:
+        UnsafeFileError: the member is a soft, external or user-defined link.
+        CorruptFileError: there is no such member.
+    """
+    raw = name.encode()
+    if raw not in group:
+        raise CorruptFileError(path, f"{prefix + name!r} is named in the file but not stored.")
+    if group.links.get_info(raw).type != h5py.h5l.TYPE_HARD:
+        raise UnsafeFileError(
+            path,
+            f"{prefix + name!r} is a link to somewhere else. Keras writes no such links; "
+            "load the checkpoint where it was made and save it again.",
+        )
+    return h5py.h5o.open(group, raw)
+
+
+def resolve(group: h5py.Group, relative: str, path: Path) -> Any:
+    """Opens what lies at a relative path below `group`, refusing links on the way.
+
+    Raises:
+        UnsafeFileError: a link, or a path that is absolute or has empty or dotted parts.
+        CorruptFileError: nothing is there.
+    """
+    parts = relative.split("/")
+    if any(part in {"", ".", ".."} for part in parts):
+        raise UnsafeFileError(path, f"the name {relative!r} leads out of its layer.")
+    current = group.id
+    for depth, part in enumerate(parts):
+        if not isinstance(current, h5py.h5g.GroupID):
+            raise CorruptFileError(path, f"{relative!r} is named in the file but not stored.")
+        current = open_child(current, part, "/".join(parts[:depth]) + "/" * bool(depth), path)
+    return current
+
+
+def describe(dataset: h5py.h5d.DatasetID, path: str, hdf5: Hdf5File) -> Dataset:
+    """Reads the header of one dataset.
+
+    Raises:
+        UnsafeFileError: its data lie outside the file, or its shape is far beyond its data.
+        UnsupportedFeatureError: a type or filter that cannot be averaged or carried.
+    """
+    creation = dataset.get_create_plist()
+    layout = creation.get_layout()
+    refuse = f"variable {path!r}: "
+    if layout == h5py.h5d.VIRTUAL or creation.get_external_count():
+        raise UnsafeFileError(hdf5.path, f"{refuse}its data are in another file.")
+    space = dataset.get_space()
+    if space.get_simple_extent_type() == h5py.h5s.NULL:
+        raise UnsupportedFeatureError(hdf5.path, f"{refuse}it has no shape (null dataspace).")
+    shape = tuple(int(extent) for extent in dataset.shape)
+    dtype = _native_dtype(dataset, refuse, hdf5.path)
+    tile_bytes = _tile_bytes(creation, layout, dtype, refuse, hdf5.path)
+    declared = math.prod(shape) * dtype.itemsize
+    stored = dataset.get_storage_size()
+    if declared > INFLATION_FLOOR and declared > LARGEST_INFLATION * stored:
+        raise UnsafeFileError(
+            hdf5.path,
+            f"{refuse}declares shape {shape}, {declared:,} bytes, but stores {stored:,} bytes.",
+        )
+    plain = (
+        layout == h5py.h5d.CONTIGUOUS
+        and stored == declared
+        and _bytes_are_values(dataset, dtype)
+        and dataset.get_offset() is not None
+    )
+    offset = int(dataset.get_offset()) if plain else _THROUGH_LIBRARY
+    if plain and offset + declared > hdf5.size:
+        raise CorruptFileError(hdf5.path, f"{refuse}its data lie beyond the end of the file.")
+    info = h5py.h5o.get_info(dataset)
+    return Dataset(path, shape, dtype, offset, tile_bytes, info.addr if info.rc > 1 else None)
+
+
+def _tile_bytes(
+    creation: h5py.h5p.PropDCID, layout: int, dtype: np.dtype[Any], refuse: str, path: Path
+) -> int:
+    """Bytes that the library decodes at once; refuses filters that are not part of HDF5."""
+    filters = [creation.get_filter(number)[0] for number in range(creation.get_nfilters())]
+    unknown = [code for code in filters if code not in _KNOWN_FILTERS]
+    if unknown:
+        raise UnsupportedFeatureError(
+            path,
+            f"{refuse}it is compressed with HDF5 filter {unknown[0]}. "
+            "Known filters: gzip, shuffle, fletcher32, lzf.",
+        )
+    if layout != h5py.h5d.CHUNKED or not filters:
+        return 0
+    return math.prod(map(int, creation.get_chunk())) * dtype.itemsize
+
+
+def _native_dtype(dataset: h5py.h5d.DatasetID, refuse: str, path: Path) -> np.dtype[Any]:
+    """The NumPy dtype whose values the dataset holds, in native byte order."""
+    stored = dataset.get_type()
+    kind = stored.get_class()
+    if kind == h5py.h5t.STRING or h5py.check_string_dtype(dataset.dtype) is not None:
+        return np.dtype(object)
+    if kind == h5py.h5t.OPAQUE and stored.get_size() == 2 and _opaque_is_bfloat16(dataset):
+        return bfloat16()
+    if kind == h5py.h5t.FLOAT and stored.get_size() == 2 and _is_bfloat16_float(stored):
+        return bfloat16()
+    dtype: np.dtype[Any] = dataset.dtype.newbyteorder("=")
+    fits = stored.get_size() == dtype.itemsize and dtype.itemsize <= 8
+    if kind not in {h5py.h5t.FLOAT, h5py.h5t.INTEGER, h5py.h5t.ENUM} or not fits:
+        raise UnsupportedFeatureError(
+            path,
+            f"{refuse}values of HDF5 type {type(stored).__name__} ({stored.get_size()} bytes) "
+            "are not averaged. Known: floats of 2 to 8 bytes, bfloat16, integers, bools, strings.",
+        )
+    return dtype
+
+
+def _opaque_is_bfloat16(dataset: h5py.h5d.DatasetID) -> bool:
+    """Keras marks bfloat16 with a `dtype` attribute in `.weights.h5`, and not at all in `.h5`."""
+    if not h5py.h5a.exists(dataset, b"dtype"):
+        return True
+    return str(h5py.Dataset(dataset).attrs["dtype"]) == "bfloat16"
+
+
+def _is_bfloat16_float(stored: h5py.h5t.TypeFloatID) -> bool:
+    return bool(stored.get_fields() == _BFLOAT16_FIELDS and stored.get_ebias() == 127)
+
+
+def bfloat16() -> np.dtype[Any]:
+    """NumPy's dtype of bfloat16, which the package ml_dtypes provides."""
+    import ml_dtypes  # noqa: PLC0415 - only checkpoints with bfloat16 pay for the import
+
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
+
+
+def _bytes_are_values(dataset: h5py.h5d.DatasetID, dtype: np.dtype[Any]) -> bool:
+    """Whether the stored bytes are the array's bytes on this machine."""
+    if dtype.kind == "O":
+        return False
+    stored = dataset.get_type()
+    native_order = h5py.h5t.ORDER_LE if sys.byteorder == "little" else h5py.h5t.ORDER_BE
+    if stored.get_class() == h5py.h5t.ENUM:
+        stored = stored.get_super()
+    if stored.get_class() == h5py.h5t.OPAQUE or dtype.itemsize == 1:
+        return True
+    return bool(stored.get_order() == native_order)
+
+
+def _read_elements(opened: h5py.File, dataset: Dataset, start: int, out: NDArray[Any]) -> None:
+    if dataset.dtype.kind == "O":
+        values = opened[dataset.path][()]
+        out[:] = np.asarray(values, object).reshape(-1)[start : start + out.size]
+        return
+    source = h5py.h5d.open(opened.id, dataset.path.encode())
+    space = source.get_space()
+    memory_type = source.get_type() if dataset.dtype.kind == "V" else _memory_type(dataset.dtype)
+    done = 0
+    for first, extent in boxes(dataset.shape, start, out.size):
+        count = math.prod(extent)
+        if first:
+            space.select_hyperslab(first, extent)
+        target = out[done : done + count]
+        source.read(h5py.h5s.create_simple((count,)), space, target.view(_readable(target.dtype)),
+                    mtype=memory_type)  # fmt: skip
+        done += count
+
+
+def _memory_type(dtype: np.dtype[Any]) -> h5py.h5t.TypeID:
+    return h5py.h5t.py_create(dtype)
+
+
+def _readable(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """bfloat16 under the dtype that h5py accepts for it: opaque bytes."""
+    return np.dtype(f"V{dtype.itemsize}") if dtype.kind == "V" else dtype
+
+
+def boxes(
+    shape: tuple[int, ...], start: int, count: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Cuts a run of consecutive elements into boxes (HDF5 hyperslabs), in C order.
+
+    Args:
+        shape: of the array.
+        start: first element of the run, in C order.
+        count: number of elements in the run.
+
+    Yields:
+        First index and extent of each box, one integer per axis; at most 2 * rank - 1 boxes.
+    """
+    if len(shape) <= 1:
+        if count:
+            yield ((start,), (count,)) if shape else ((), ())
+        return
+    row_elements = math.prod(shape[1:])
+    row, skipped = divmod(start, row_elements)
+    if skipped or count < row_elements:
+        head = min(row_elements - skipped, count)
+        for first, extent in boxes(shape[1:], skipped, head):
+            yield (row, *first), (1, *extent)
+        row, count = row + 1, count - head
+    rows, tail = divmod(count, row_elements)
+    if rows:
+        yield (row, *(0 for _ in shape[1:])), (rows, *shape[1:])
+    if tail:
+        for first, extent in boxes(shape[1:], 0, tail):
+            yield (row + rows, *first), (1, *extent)

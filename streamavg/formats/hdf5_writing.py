@@ -1,0 +1,296 @@
+"""Writing HDF5 files whose values are filled in by offset.
+
+The library makes the skeleton: groups, attributes and datasets, each with its bytes already
+allocated in the file (contiguous, early allocation). Then the file is closed, and slabs go
+straight to their offsets. The skeleton mirrors the reference: same groups, same attributes with
+their HDF5 types, shared datasets still shared; only what is not to be written is left out.
+
+Source: HDF5 reference, H5Pset_alloc_time. Keras writes the same contiguous layout.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Self
+
+import h5py
+import numpy as np
+
+from streamavg.errors import UnsupportedFeatureError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from streamavg.formats.output import OutputFile
+
+_THROUGH_LIBRARY = -1
+
+
+class Hdf5Stretch:
+    """The part of an output that holds an HDF5 file: the whole of it, or an archive's member.
+
+    Args:
+        output: the file being written.
+        start: byte of `output` where the HDF5 file begins.
+    """
+
+    def __init__(self, output: OutputFile, start: int = 0) -> None:
+        self.output = output
+        self.start = start
+
+    def open(self, mode: str) -> h5py.File:
+        """Opens the stretch for the HDF5 library; mode "w" or "r+"."""
+        if self.start == 0:
+            return h5py.File(self.output.temporary, mode, libver=("earliest", "v108"))
+        return h5py.File(
+            _WritableWindow(self.output, self.start), mode, libver=("earliest", "v108")
+        )
+
+
+class _WritableWindow:
+    """A stretch of the output as the file object that h5py writes."""
+
+    def __init__(self, output: OutputFile, start: int) -> None:
+        self._output = output
+        self._start = start
+        self._position = 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        end = max(0, self._output.size() - self._start)
+        self._position = (0, self._position, end)[whence] + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:
+        count = os.preadv(self._output.descriptor, [buffer], self._start + self._position)
+        self._position += count
+        return count
+
+    def read(self, size: int) -> bytes:
+        data = os.pread(self._output.descriptor, size, self._start + self._position)
+        self._position += len(data)
+        return data
+
+    def write(self, data: memoryview) -> int:
+        self._output.write_at(self._start + self._position, memoryview(data))
+        self._position += len(data)
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        length = self._position if size is None else size
+        os.ftruncate(self._output.descriptor, self._start + length)
+        return length
+
+    def flush(self) -> None:
+        """Everything is written at once."""
+
+
+class Mirror:
+    """Makes a skeleton with the reference's groups and attributes, and the datasets that go in.
+
+    Args:
+        dtypes: of the values that will be written, by the path of the dataset; datasets that are
+            not named are left out.
+        excluded: paths of groups that are left out with all that is in them.
+        path: of the reference, for errors.
+
+    Raises:
+        UnsupportedFeatureError: an attribute that cannot be copied.
+    """
+
+    def __init__(
+        self, dtypes: Mapping[str, np.dtype[Any]], excluded: frozenset[str], path: Path
+    ) -> None:
+        self._dtypes = dtypes
+        self._excluded = excluded
+        self._path = path
+        self._made: dict[int, str] = {}
+
+    def fill(self, target: h5py.Group, source: h5py.Group, prefix: str = "") -> None:
+        """Mirrors `source` and all below it, apart from what is excluded, into `target`."""
+        copy_attributes(source, target, self._path)
+        for name in source:
+            path = prefix + name
+            is_link = source.get(name, getclass=True, getlink=True) != h5py.HardLink
+            if is_link or path in self._excluded:
+                continue
+            child = source[name]
+            if isinstance(child, h5py.Group):
+                self.fill(target.create_group(name), child, f"{path}/")
+            else:
+                self._place(target, name, child, path)
+
+    def _place(self, target: h5py.Group, name: str, source: h5py.Dataset, path: str) -> None:
+        info = h5py.h5o.get_info(source.id)
+        if info.addr in self._made:
+            target[name] = target.file[self._made[info.addr]]
+        elif path in self._dtypes:
+            create_dataset(source, target, name, self._dtypes[path], self._path)
+            if info.rc > 1:
+                self._made[info.addr] = target[name].name
+
+
+def create_dataset(
+    source: h5py.Dataset, group: h5py.Group, name: str, dtype: np.dtype[Any], path: Path
+) -> None:
+    """Makes an empty dataset like `source`, contiguous and with its bytes allocated.
+
+    Strings of variable length are copied with their values: they lie in a heap of the file.
+
+    Args:
+        source: dataset of the reference.
+        group: where the new one goes.
+        name: of the new one, may contain slashes.
+        dtype: of the values that will be written, native byte order; object for strings.
+        path: of the reference, for errors.
+    """
+    if dtype.kind == "O":
+        h5py.h5o.copy(source.id, b".", group.id, name.encode(), lcpl=_make_groups())
+        return
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_layout(h5py.h5d.CONTIGUOUS)
+    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    stored_type = _stored_type(source, dtype)
+    space = (
+        h5py.h5s.create_simple(source.shape) if source.shape else h5py.h5s.create(h5py.h5s.SCALAR)
+    )
+    made = h5py.h5d.create(
+        group.id, name.encode(), stored_type, space, dcpl=creation, lcpl=_make_groups()
+    )
+    copy_attributes(source, h5py.Dataset(made), path, without="dtype")
+    if "dtype" in source.attrs or stored_type.get_class() == h5py.h5t.OPAQUE:
+        _mark_bfloat16(h5py.Dataset(made), source, dtype)
+
+
+def _mark_bfloat16(made: h5py.Dataset, source: h5py.Dataset, dtype: np.dtype[Any]) -> None:
+    """Keras finds bfloat16 by this attribute; its legacy files have none and keep none."""
+    if dtype.kind == "V" and (source.dtype.kind != "V" or "dtype" in source.attrs):
+        made.attrs["dtype"] = "bfloat16"
+
+
+def _make_groups() -> h5py.h5p.PropLCID:
+    links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    links.set_create_intermediate_group(True)
+    return links
+
+
+def _stored_type(source: h5py.Dataset, dtype: np.dtype[Any]) -> h5py.h5t.TypeID:
+    """The source's own HDF5 type where its bytes are the values, else the type of `dtype`."""
+    stored = source.id.get_type()
+    if dtype.kind == "V":
+        is_bfloat16 = stored.get_size() == 2 and source.dtype.kind in "Vf" and source.dtype != "f2"
+        return stored if is_bfloat16 else h5py.h5t.py_create(np.dtype("V2"))
+    if source.dtype == dtype and source.dtype.isnative and stored.get_size() == dtype.itemsize:
+        return stored
+    return h5py.h5t.py_create(dtype, logical=True)
+
+
+def copy_attributes(source: Any, target: Any, path: Path, without: str | None = None) -> None:
+    """Copies attributes with their HDF5 types: fixed and variable strings, empty float arrays.
+
+    Args:
+        source: group or dataset of the reference.
+        target: group or dataset of the output.
+        path: of the reference, for errors.
+        without: name of an attribute that is not copied.
+
+    Raises:
+        UnsupportedFeatureError: an attribute that refers to an object of its file.
+    """
+    for name in source.attrs:
+        if name == without:
+            continue
+        stored = h5py.h5a.open(source.id, name.encode())
+        if h5py.check_ref_dtype(stored.dtype) is not None:
+            raise UnsupportedFeatureError(
+                path, f"attribute {name!r} of {source.name!r} is a reference inside the file."
+            )
+        target.attrs.create(name, source.attrs[name], shape=stored.shape, dtype=stored.dtype)
+
+
+def offset_of(opened: h5py.File, path: str) -> int:
+    """First byte of a dataset's values in the HDF5 file; -1 if only the library can write them."""
+    dataset = opened[path]
+    if dataset.dtype.kind == "O" or dataset.id.get_offset() is None:
+        return _THROUGH_LIBRARY
+    return int(dataset.id.get_offset())
+
+
+class Hdf5CheckpointWriter:
+    """Fills the skeleton with values. Implements `streamavg.checkpoint.CheckpointWriter`.
+
+    Args:
+        stretch: where the HDF5 file is in the output.
+        make_skeleton: called once with the new, empty file.
+        targets: path of each reference variable's dataset in the output; None where it is left
+            out.
+        finish: called with the output when all values are written (an archive adds its
+            directory).
+    """
+
+    def __init__(
+        self,
+        stretch: Hdf5Stretch,
+        make_skeleton: Callable[[h5py.File], None],
+        targets: list[str | None],
+        finish: Callable[[OutputFile], None] | None = None,
+    ) -> None:
+        self._stretch = stretch
+        self._output = stretch.output
+        self._targets = targets
+        self._finish = finish
+        try:
+            with self._output.translated_errors(), stretch.open("w") as opened:
+                make_skeleton(opened)
+                self._offsets = [
+                    _THROUGH_LIBRARY if target is None else offset_of(opened, target)
+                    for target in targets
+                ]
+        except BaseException:
+            self._output.discard()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._output.discard()
+
+    def write(self, position: int, start: int, values: NDArray[Any]) -> None:
+        """See `CheckpointWriter`."""
+        offset = self._offsets[position]
+        if offset == _THROUGH_LIBRARY:
+            self._write_through_library(position, start, values)
+            return
+        first = self._stretch.start + offset + start * values.itemsize
+        self._output.write_at(first, values.view(np.uint8).data)
+
+    def _write_through_library(self, position: int, start: int, values: NDArray[Any]) -> None:
+        target = self._targets[position]
+        assert target is not None, "a variable that is left out has no values"
+        with self._output.translated_errors(), self._stretch.open("r+") as opened:
+            dataset = opened[target]
+            if dataset.shape:
+                flat = dataset[()].reshape(-1)
+                flat[start : start + values.size] = values
+                dataset[...] = flat.reshape(dataset.shape)
+            else:
+                dataset[()] = values[0]
+
+    def commit(self) -> None:
+        """See `CheckpointWriter`."""
+        if self._finish is not None:
+            self._finish(self._output)
+        self._output.commit()

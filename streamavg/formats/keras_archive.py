@@ -1,0 +1,186 @@
+"""`.keras` archives, Keras 2.13 and later: a zip file around `.weights.h5`.
+
+    metadata.json       {"keras_version": "3.15.1", "date_saved": "2026-11-23@07:38:11"}
+    config.json         the serialised model
+    model.weights.h5    the layout of `keras_weights`
+    assets/...          vocabularies of lookup layers
+
+Keras stores the members uncompressed, so `model.weights.h5` is read in place. Other tools may
+have compressed it; then it is unpacked to a temporary file on disk, never to memory.
+Source: keras/src/saving/saving_lib.py, Keras 2.13 to 3.15.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import weakref
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamavg.checkpoint import Checkpoint, FileIdentity
+from streamavg.errors import CorruptFileError, UnsupportedFeatureError
+from streamavg.formats import keras_weights
+from streamavg.formats.archive import (
+    PIECE_BYTES,
+    ArchiveBuilder,
+    Member,
+    content_pieces,
+    read_content,
+    read_members,
+)
+from streamavg.formats.files import RandomAccessFile
+from streamavg.formats.hdf5 import Hdf5File
+from streamavg.formats.hdf5_writing import Hdf5CheckpointWriter, Hdf5Stretch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from streamavg.formats.output import OutputFile
+
+NAME = "keras-archive"
+SUFFIX = ".keras"
+METADATA, CONFIG, WEIGHTS = "metadata.json", "config.json", "model.weights.h5"
+ASSETS = "assets/"
+LARGEST_JSON = 16 * 1024**2
+"""Bytes; the largest configuration in keras.applications has 0.6 MB."""
+
+
+def read(path: Path, identity: FileIdentity) -> Checkpoint:
+    """Reads the headers of a `.keras` archive. Raises: FormatError."""
+    file = RandomAccessFile(path, identity)
+    members = read_members(file)
+    _require_keras(members, path)
+    metadata = _metadata(file, members)
+    hdf5 = _weights_file(file, members[WEIGHTS])
+    variables, layers, values, notes = keras_weights.describe_weights(hdf5)
+    config = read_content(file, members[CONFIG], LARGEST_JSON)
+    return Checkpoint(
+        path=path,
+        format=NAME,
+        suffix=SUFFIX,
+        producer=str(metadata.get("keras_version", "")) or None,
+        variables=variables,
+        layers=layers,
+        config=config.decode("utf-8", "replace"),
+        assets=_asset_digests(file, members),
+        values=values,
+        identity=identity,
+        notes=notes,
+    )
+
+
+def _require_keras(members: dict[str, Member], path: Path) -> None:
+    if "model.weights.npz" in members:
+        raise UnsupportedFeatureError(
+            path,
+            "holds its weights as pickled model.weights.npz, which is never opened. "
+            "Save the model again with Keras' default weights format.",
+        )
+    for name in (CONFIG, WEIGHTS):
+        if name not in members:
+            raise CorruptFileError(
+                path, f"is a zip archive without {name!r}, so not a complete .keras file."
+            )
+
+
+def _metadata(file: RandomAccessFile, members: dict[str, Member]) -> dict[str, Any]:
+    if METADATA not in members:
+        return {}
+    try:
+        document = json.loads(read_content(file, members[METADATA], LARGEST_JSON))
+    except ValueError as error:
+        raise CorruptFileError(file.path, f"member {METADATA!r} is not JSON: {error}.") from error
+    return document if isinstance(document, dict) else {}
+
+
+def _asset_digests(file: RandomAccessFile, members: dict[str, Member]) -> dict[str, str]:
+    digests = {}
+    for name, member in sorted(members.items()):
+        if name.startswith(ASSETS):
+            digest = hashlib.sha256()
+            for piece in content_pieces(file, member):
+                digest.update(piece)
+            digests[name.removeprefix(ASSETS)] = digest.hexdigest()
+    return digests
+
+
+def _weights_file(file: RandomAccessFile, member: Member) -> Hdf5File:
+    """The weights where they lie, or unpacked to a temporary file if they are compressed."""
+    if member.method:
+        return _unpacked(file, member)
+
+    def check() -> None:
+        for _ in content_pieces(file, member):
+            pass
+
+    return Hdf5File(file, member.data_offset, member.size, check=check)
+
+
+def _unpacked(file: RandomAccessFile, member: Member) -> Hdf5File:
+    descriptor, name = tempfile.mkstemp(prefix="streamavg-", suffix=".weights.h5")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as unpacked:
+            for piece in content_pieces(file, member):
+                unpacked.write(piece)
+        contents = RandomAccessFile(temporary, FileIdentity.of(temporary))
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    # start=0 with a size, so that errors and file locks never name the temporary file
+    hdf5 = Hdf5File(contents, 0, member.size, path=file.path)
+    weakref.finalize(hdf5, temporary.unlink, missing_ok=True)
+    return hdf5
+
+
+def create(
+    reference: Checkpoint, dtypes: Sequence[np.dtype[Any] | None], output: OutputFile
+) -> Hdf5CheckpointWriter:
+    """Starts a `.keras` archive with the structure, config and assets of the reference.
+
+    The other members are copied as they are stored, in Keras' order: metadata and config before
+    the weights, assets after.
+
+    Args:
+        reference: a checkpoint in this format.
+        dtypes: of the values that will be written, one per variable of the reference; None for
+            variables that are left out.
+        output: the file to write.
+    """
+    file = RandomAccessFile(reference.path, reference.identity)
+    members = read_members(file)
+    builder = ArchiveBuilder(output.write_at)
+    for name in (METADATA, CONFIG):
+        if name in members:
+            builder.copy(file, members[name])
+    start = builder.begin(WEIGHTS)
+
+    def finish(output: OutputFile) -> None:
+        size = output.size() - start
+        crc = _crc_of(output, start, size)
+        builder.end(Member(WEIGHTS, 0, crc, size, size, start))
+        for name, member in members.items():
+            if name not in {METADATA, CONFIG, WEIGHTS}:
+                builder.copy(file, member)
+        builder.close()
+
+    return Hdf5CheckpointWriter(
+        Hdf5Stretch(output, start),
+        keras_weights.skeleton(reference, dtypes),
+        keras_weights.targets(reference, dtypes),
+        finish,
+    )
+
+
+def _crc_of(output: OutputFile, start: int, size: int) -> int:
+    crc = 0
+    for done in range(0, size, PIECE_BYTES):
+        piece = os.pread(output.descriptor, min(PIECE_BYTES, size - done), start + done)
+        crc = zlib.crc32(piece, crc)
+    return crc

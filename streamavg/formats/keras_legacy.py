@@ -1,0 +1,207 @@
+"""Legacy `.h5` and `.hdf5`: whole models and weights, Keras 1 to today.
+
+    /                       attributes model_config, training_config (whole models only)
+    G = /model_weights      in whole models; the root itself in weights-only files
+    G                       attribute layer_names, or layer_names0, layer_names1, ... if long
+    G/<layer>               attribute weight_names, or weight_names0, ...
+    G/<layer>/<weight>      dataset, such as dense/dense/kernel:0
+    /optimizer_weights/...  optimizer state (whole models only)
+
+The lists of names give the order and are the only way to the datasets: a layer's name may contain
+slashes, so that its group lies inside another layer's. A nested model is one layer with all inner
+weights. Keras <= 2.12 writes this layout under the suffix `.keras` too.
+Source: keras/src/legacy/saving/legacy_h5_format.py, Keras 2.2 to 3.15.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from streamavg.checkpoint import Checkpoint, FileIdentity, Layer, Role, Variable
+from streamavg.errors import CorruptFileError, UnsafeFileError
+from streamavg.formats.files import RandomAccessFile
+from streamavg.formats.hdf5 import Dataset, Hdf5File, Hdf5Values, describe, hdf5_of, resolve, walk
+from streamavg.formats.hdf5_writing import Hdf5CheckpointWriter, Hdf5Stretch, Mirror
+from streamavg.formats.roles import assign_roles
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from streamavg.formats.output import OutputFile
+
+NAME = "keras-legacy"
+SUFFIX = ".h5"
+WEIGHTS_GROUP = "model_weights"
+OPTIMIZER_GROUP = "optimizer_weights"
+TOP_LEVEL_GROUP = "top_level_model_weights"
+"""Weights that belong to the model itself; Keras 2.3 and later."""
+CONFIG, VERSION = "model_config", "keras_version"
+LARGEST_CONFIG = 16 * 1024**2
+
+
+def recognises(opened: h5py.File) -> bool:
+    """Whether an HDF5 file has this layout."""
+    return (
+        any(_has_names(opened, "layer_names"))
+        or CONFIG in opened.attrs
+        or opened.get(WEIGHTS_GROUP, getclass=True) is h5py.Group
+    )
+
+
+def _has_names(group: h5py.Group, attribute: str) -> Iterator[bool]:
+    yield attribute in group.attrs
+    yield f"{attribute}0" in group.attrs
+
+
+def read(path: Path, identity: FileIdentity) -> Checkpoint:
+    """Reads the headers of a legacy file. Raises: FormatError."""
+    hdf5 = Hdf5File(RandomAccessFile(path, identity))
+    with hdf5.opened() as opened:
+        weights, prefix = _weights_group(opened, path)
+        found = list(_layer_datasets(weights, prefix, hdf5))
+        optimizer = list(_optimizer_datasets(opened, hdf5))
+        config = _text(opened.attrs.get(CONFIG))
+        producer = _text(weights.attrs.get(VERSION, opened.attrs.get(VERSION)))
+    if config is not None and len(config) > LARGEST_CONFIG:
+        raise UnsafeFileError(path, f"its {CONFIG} has {len(config):,} characters.")
+    variables, datasets = _variables(found, prefix)
+    variables += [
+        Variable(dataset.path, dataset.shape, dataset.dtype, Role.OPTIMIZER, OPTIMIZER_GROUP)
+        for dataset in optimizer
+    ]
+    layers = dict.fromkeys(variable.layer for variable in variables)
+    return Checkpoint(
+        path=path,
+        format=NAME,
+        suffix=SUFFIX,
+        producer=producer,
+        variables=assign_roles(variables, {}),
+        layers=tuple(Layer(name, name, None) for name in layers if name != OPTIMIZER_GROUP),
+        config=config,
+        assets={},
+        values=Hdf5Values(hdf5, [*datasets, *optimizer]),
+        identity=identity,
+    )
+
+
+def _weights_group(opened: h5py.File, path: Path) -> tuple[h5py.Group, str]:
+    if any(_has_names(opened, "layer_names")):
+        return opened, ""
+    resolve(opened, WEIGHTS_GROUP, path)
+    group = opened[WEIGHTS_GROUP]
+    if not isinstance(group, h5py.Group) or not any(_has_names(group, "layer_names")):
+        raise CorruptFileError(path, f"its group {WEIGHTS_GROUP!r} does not name any layers.")
+    return group, f"{WEIGHTS_GROUP}/"
+
+
+def read_names(group: h5py.Group, attribute: str) -> list[str]:
+    """Reads a list of names, whole or split over `attribute0`, `attribute1`, ...
+
+    Keras splits lists that exceed HDF5's limit of 64 KiB for an attribute, and stores an empty
+    list as an empty array of floats.
+    """
+    if attribute in group.attrs:
+        parts = [group.attrs[attribute]]
+    else:
+        parts = []
+        while f"{attribute}{len(parts)}" in group.attrs:
+            parts.append(group.attrs[f"{attribute}{len(parts)}"])
+    return [_text(name) or "" for part in parts for name in np.asarray(part).reshape(-1).tolist()]
+
+
+def _text(value: Any) -> str | None:
+    if value is None:
+        return None
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _layer_datasets(
+    weights: h5py.Group, prefix: str, hdf5: Hdf5File
+) -> Iterator[tuple[str, str, Dataset]]:
+    """Yields layer, weight name and header of each dataset, in the file's order."""
+    layers = read_names(weights, "layer_names")
+    if TOP_LEVEL_GROUP in weights:
+        layers.append(TOP_LEVEL_GROUP)
+    for layer in layers:
+        resolve(weights, layer, hdf5.path)
+        group = weights[layer]
+        for name in read_names(group, "weight_names"):
+            found = resolve(group, name, hdf5.path)
+            if not isinstance(found, h5py.h5d.DatasetID):
+                raise CorruptFileError(hdf5.path, f"variable '{layer}/{name}' is not an array.")
+            yield layer, name, describe(found, f"{prefix}{layer}/{name}", hdf5)
+
+
+def _optimizer_datasets(opened: h5py.File, hdf5: Hdf5File) -> Iterator[Dataset]:
+    if OPTIMIZER_GROUP in opened:
+        resolve(opened, OPTIMIZER_GROUP, hdf5.path)
+        for _, dataset in walk(opened[OPTIMIZER_GROUP], hdf5, f"{OPTIMIZER_GROUP}/"):
+            yield dataset
+
+
+def _variables(
+    found: Sequence[tuple[str, str, Dataset]], prefix: str
+) -> tuple[list[Variable], list[Dataset]]:
+    """One variable a stored array; a further path to the same array becomes an alias."""
+    by_address: dict[int, str] = {}
+    aliases: dict[str, list[str]] = {}
+    kept: list[tuple[str, Dataset]] = []
+    for layer, _, dataset in found:
+        path = dataset.path.removeprefix(prefix)
+        first = by_address.setdefault(dataset.address, path) if dataset.address else path
+        if first == path:
+            kept.append((layer, dataset))
+        else:
+            aliases.setdefault(first, []).append(path)
+    variables = []
+    for layer, dataset in kept:
+        path = dataset.path.removeprefix(prefix)
+        shared = tuple(aliases.get(path, ()))
+        variables.append(Variable(path, dataset.shape, dataset.dtype, Role.WEIGHT, layer, shared))
+    return variables, [dataset for _, dataset in kept]
+
+
+def is_whole_model(reference: Checkpoint) -> bool:
+    """Whether a legacy checkpoint holds the model's configuration, not the weights alone."""
+    return reference.config is not None
+
+
+def dataset_path(reference: Checkpoint, variable: Variable) -> str:
+    """Path of a variable's dataset in the HDF5 file."""
+    if variable.role == Role.OPTIMIZER or not is_whole_model(reference):
+        return variable.path
+    return f"{WEIGHTS_GROUP}/{variable.path}"
+
+
+def create(
+    reference: Checkpoint, dtypes: Sequence[np.dtype[Any] | None], output: OutputFile
+) -> Hdf5CheckpointWriter:
+    """Starts a legacy file with the structure of the reference, whole model or weights alone.
+
+    Args:
+        reference: a checkpoint in this format.
+        dtypes: of the values that will be written, one per variable of the reference; None for
+            variables that are left out.
+        output: the file to write.
+    """
+    targets = [
+        None if dtype is None else dataset_path(reference, variable)
+        for variable, dtype in zip(reference.variables, dtypes, strict=True)
+    ]
+    placed = {
+        target: dtype
+        for target, dtype in zip(targets, dtypes, strict=True)
+        if target is not None and dtype is not None
+    }
+    keeps_optimizer = any(target.startswith(f"{OPTIMIZER_GROUP}/") for target in placed)
+    excluded = frozenset() if keeps_optimizer else frozenset({OPTIMIZER_GROUP})
+
+    def make(target: h5py.File) -> None:
+        with hdf5_of(reference).opened() as source:
+            Mirror(placed, excluded, reference.path).fill(target, source)
+
+    return Hdf5CheckpointWriter(Hdf5Stretch(output), make, targets)

@@ -1,0 +1,201 @@
+"""`.weights.h5` as Keras 2.12 and later write it ("version 3 of the saving format").
+
+    /layers/<class>[_k]/vars/0, 1, ...           one dataset per variable   attribute name="dense_7"
+    /layers/<class>/<attribute>/vars/0           a layer held by an attribute of a layer
+    /<attribute>/vars/0                          an attribute of a subclassed model
+    /_layer_checkpoint_dependencies/...          instead of /layers in Keras 2.12 to 2.14
+    /optimizer/vars/0, ...                       optimizer state, if the model was compiled
+    /metrics/<class>/vars/0, 1                   Keras 2.12 to 2.15 only
+
+Every dataset below a group `vars` is a variable, named by its full path. Its owner is the group
+above `vars`; the user's name of that layer is the attribute `name` (Keras 3.6 and later).
+Source: keras/src/saving/saving_lib.py, Keras 2.12 to 3.15.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import h5py
+
+from streamavg.architecture import automatic_name
+from streamavg.checkpoint import Checkpoint, FileIdentity, Layer, Role, Variable
+from streamavg.formats.files import RandomAccessFile
+from streamavg.formats.hdf5 import Dataset, Hdf5File, Hdf5Values, hdf5_of, walk
+from streamavg.formats.hdf5_writing import Hdf5CheckpointWriter, Hdf5Stretch, Mirror
+from streamavg.formats.roles import assign_roles, last_part
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+    from streamavg.formats.output import OutputFile
+
+NAME = "keras-weights"
+SUFFIX = ".weights.h5"
+VARIABLES_GROUP = "vars"
+CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
+"""Groups whose members are named after their class."""
+_ROLES = {"optimizer": Role.OPTIMIZER, "metrics": Role.METRIC}
+"""Root groups that hold something other than layers."""
+
+
+def recognises(opened: h5py.File) -> bool:
+    """Whether an HDF5 file has this layout: some group `vars`, or nothing but empty groups."""
+    if VARIABLES_GROUP in opened or any(name in opened for name in CONTAINERS):
+        return True
+    return any(
+        isinstance(member, h5py.Group) and VARIABLES_GROUP in member
+        for member in (opened.get(name) for name in opened if _is_hard(opened, name))
+    )
+
+
+def _is_hard(opened: h5py.File, name: str) -> bool:
+    return bool(opened.get(name, getclass=True, getlink=True) == h5py.HardLink)
+
+
+def read(path: Path, identity: FileIdentity) -> Checkpoint:
+    """Reads the headers of a `.weights.h5` file. Raises: FormatError."""
+    hdf5 = Hdf5File(RandomAccessFile(path, identity))
+    variables, layers, values, notes = describe_weights(hdf5)
+    return Checkpoint(
+        path=path,
+        format=NAME,
+        suffix=SUFFIX,
+        producer=None,
+        variables=variables,
+        layers=layers,
+        config=None,
+        assets={},
+        values=values,
+        identity=identity,
+        notes=notes,
+    )
+
+
+def describe_weights(
+    hdf5: Hdf5File,
+) -> tuple[tuple[Variable, ...], tuple[Layer, ...], Hdf5Values, tuple[str, ...]]:
+    """Reads the headers of weights in this layout, wherever the HDF5 file lies.
+
+    Returns:
+        The variables, the layers that own them, the way to the values, and notes.
+
+    Raises:
+        FormatError: the file is damaged, unsafe, or holds what cannot be averaged.
+    """
+    datasets: list[Dataset] = []
+    aliases: dict[str, list[str]] = {}
+    by_address: dict[int, str] = {}
+    unread = 0
+    layers: dict[str, Layer] = {}
+    with hdf5.opened() as opened:
+        for path, dataset in walk(opened, hdf5):
+            layer_path = owner(path)
+            if layer_path is None:
+                unread += 1
+                continue
+            first = by_address.setdefault(dataset.address, path) if dataset.address else path
+            if first != path:
+                aliases.setdefault(first, []).append(path)
+                continue
+            datasets.append(dataset)
+            if layer_path not in layers:
+                layers[layer_path] = _layer(opened, layer_path)
+    variables = [
+        Variable(
+            path=dataset.path,
+            shape=dataset.shape,
+            dtype=dataset.dtype,
+            role=_ROLES.get(dataset.path.split("/", 1)[0], Role.WEIGHT),
+            layer=owner(dataset.path) or "",
+            aliases=tuple(aliases.get(dataset.path, ())),
+        )
+        for dataset in datasets
+    ]
+    names = {layer.path: layer.name for layer in layers.values()}
+    notes = (f"{unread} datasets outside any layer are left out: Keras does not read them",)
+    return (
+        assign_roles(variables, names),
+        tuple(layers.values()),
+        Hdf5Values(hdf5, datasets),
+        notes if unread else (),
+    )
+
+
+def owner(path: str) -> str | None:
+    """Path of the layer that owns a dataset; None for a dataset that is no variable."""
+    parts = path.split("/")
+    if VARIABLES_GROUP not in parts[:-1]:
+        return None
+    return "/".join(parts[: parts.index(VARIABLES_GROUP)])
+
+
+def _layer(opened: h5py.File, path: str) -> Layer:
+    group = opened[f"{path}/{VARIABLES_GROUP}".lstrip("/")]
+    name: Any = group.attrs.get("name")
+    parent, _, member = path.rpartition("/")
+    in_container = last_part(parent) in CONTAINERS
+    return Layer(
+        path=path,
+        name=name if isinstance(name, str) else None,
+        class_name=automatic_name(member)[0] if in_container else None,
+    )
+
+
+def create(
+    reference: Checkpoint, dtypes: Sequence[np.dtype[Any] | None], output: OutputFile
+) -> Hdf5CheckpointWriter:
+    """Starts a `.weights.h5` file with the structure of the reference.
+
+    Args:
+        reference: a checkpoint in this layout, alone or inside an archive.
+        dtypes: of the values that will be written, one per variable of the reference; None for
+            variables that are left out.
+        output: the file to write.
+    """
+    return Hdf5CheckpointWriter(
+        Hdf5Stretch(output), skeleton(reference, dtypes), targets(reference, dtypes)
+    )
+
+
+def skeleton(
+    reference: Checkpoint, dtypes: Sequence[np.dtype[Any] | None]
+) -> Callable[[h5py.File], None]:
+    """The function that fills a new HDF5 file with the reference's structure."""
+    placed = {
+        variable.path: dtype
+        for variable, dtype in zip(reference.variables, dtypes, strict=True)
+        if dtype is not None
+    }
+    excluded = excluded_groups(reference, dtypes)
+
+    def make(target: h5py.File) -> None:
+        with hdf5_of(reference).opened() as source:
+            Mirror(placed, excluded, reference.path).fill(target, source)
+            # Keras 2.12 to 3.5 do not load a file without it.
+            target.require_group(VARIABLES_GROUP)
+
+    return make
+
+
+def targets(reference: Checkpoint, dtypes: Sequence[np.dtype[Any] | None]) -> list[str | None]:
+    """Where each variable of the reference goes: to its own path, or nowhere."""
+    return [
+        None if dtype is None else variable.path
+        for variable, dtype in zip(reference.variables, dtypes, strict=True)
+    ]
+
+
+def excluded_groups(
+    reference: Checkpoint, dtypes: Sequence[np.dtype[Any] | None]
+) -> frozenset[str]:
+    """Root groups of which no variable is written, such as `optimizer`."""
+    written: set[str] = set()
+    left_out: set[str] = set()
+    for variable, dtype in zip(reference.variables, dtypes, strict=True):
+        if variable.role == Role.OPTIMIZER:
+            (left_out if dtype is None else written).add(variable.path.split("/", 1)[0])
+    return frozenset(left_out - written)

@@ -1,0 +1,137 @@
+"""An output file that appears whole or not at all.
+
+It is written under a temporary name in the folder of the output, flushed to the disk, and then
+put at its place in one step. Whatever stops the program before that step leaves the folder as it
+was; only a killed process leaves its temporary file (`.<name>.<random>.partial`) behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from typing import TYPE_CHECKING, Self
+
+from streamavg.errors import OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import TracebackType
+
+
+class OutputFile:
+    """A file being written, see above. A context manager that discards what is not committed.
+
+    Args:
+        path: where the file will be.
+        force: whether a file that is already there may be replaced.
+
+    Raises:
+        OutputError: the path is taken and `force` is not given, or nothing can be written there.
+    """
+
+    def __init__(self, path: Path, *, force: bool) -> None:
+        self.path = path
+        self._force = force
+        refuse_taken(path, force=force)
+        self.temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        with self.translated_errors():
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+            self._descriptor = os.open(self.temporary, flags, 0o666)
+        self._open = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.discard()
+
+    @property
+    def descriptor(self) -> int:
+        """The open file descriptor; valid until `commit` or `discard`."""
+        return self._descriptor
+
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+        """Writes all of `data` at a byte offset. Raises: OutputError."""
+        view = memoryview(data)
+        with self.translated_errors():
+            while len(view):
+                written = os.pwrite(self._descriptor, view, offset)
+                view = view[written:]
+                offset += written
+
+    def size(self) -> int:
+        """Size in bytes so far."""
+        return os.fstat(self._descriptor).st_size
+
+    def commit(self) -> None:
+        """Flushes the file to the disk and puts it at its place. Raises: OutputError."""
+        with self.translated_errors():
+            os.fsync(self._descriptor)
+            os.close(self._descriptor)
+            self._open = False
+            self._put_in_place()
+            _flush_folder(self.path.parent)
+
+    def _put_in_place(self) -> None:
+        if self._force:
+            self.temporary.replace(self.path)
+            return
+        try:
+            # Unlike a rename, a link never replaces a file that came into being meanwhile.
+            os.link(self.temporary, self.path)
+        except FileExistsError:
+            self.temporary.unlink()
+            refuse_taken(self.path, force=False)
+        except OSError:  # no hard links here (FAT, some network file systems)
+            refuse_taken(self.path, force=False)
+            self.temporary.replace(self.path)
+        else:
+            self.temporary.unlink()
+
+    def discard(self) -> None:
+        """Removes what is not committed. Does nothing after `commit`."""
+        if self._open:
+            self._open = False
+            os.close(self._descriptor)
+        with contextlib.suppress(OSError):
+            self.temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def translated_errors(self) -> Iterator[None]:
+        """Turns the file system's refusals inside the block into OutputError."""
+        try:
+            yield
+        except OutputError:
+            raise
+        except OSError as error:
+            remedy = ""
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                remedy = " Free some space, or write elsewhere with --output."
+            reason = error.strerror or str(error)
+            raise OutputError(self.path, f"cannot be written: {reason}.{remedy}") from error
+
+
+def refuse_taken(path: Path, *, force: bool) -> None:
+    """Raises OutputError if something is at `path` that may not be replaced."""
+    if path.is_dir():
+        raise OutputError(path, "is a folder. Name a file with --output.")
+    if not force and (path.exists() or path.is_symlink()):
+        raise OutputError(path, "exists already. Replace it with --force, or choose another name.")
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes the new name itself durable; some file systems do not know how."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,110 @@
+"""The main job: average checkpoints straight from their files.
+
+    paths -> open -> match -> plan -> stream -> commit -> record
+
+Each step is a room of its own below this one; here they are told in order.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
+
+from streamavg import memory
+from streamavg.formats import create_writer, open_checkpoint
+from streamavg.matching import match
+from streamavg.methods import METHODS
+from streamavg.options import MergeOptions, Settings
+from streamavg.planning import MergePlan, make_plan
+from streamavg.record import MergeRecord, record_of
+from streamavg.selection import coefficients_for, select_paths, select_reference
+from streamavg.streaming import stream
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Iterator
+
+    StrPath = str | os.PathLike[str]
+
+
+def merge(
+    paths: Iterable[StrPath],
+    output: StrPath | None = None,
+    *,
+    on_plan: Callable[[MergeRecord], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+    **options: Unpack[MergeOptions],
+) -> MergeRecord:
+    """Averages checkpoints and writes the result as one checkpoint.
+
+    Args:
+        paths: two or more checkpoint files of one model.
+        output: where to write; its suffix picks the format. By default `averaged` with the
+            suffix that fits the inputs, in the current folder.
+        on_plan: called with the plan before any values are averaged.
+        on_progress: called with the number of bytes read since the last call, `bytes_read` of the
+            plan in all.
+        **options: see `MergeOptions`.
+
+    Returns:
+        What was done: inputs, coefficients, policies, bytes, seconds, memory.
+
+    Raises:
+        FormatError: an input cannot be read, or changed while it was.
+        IncompatibleCheckpointsError: the inputs do not describe the same model; it holds every
+            difference.
+        NonFiniteValuesError: an input holds NaN or Inf.
+        OptionError: the options do not fit; MemoryLimitError: the limit cannot be kept.
+        OutputError: the output exists, is an input, or cannot be written.
+
+        After an error there is no output, and the inputs are as they were.
+
+    Memory: bounded by `memory_limit`, whatever the number and the size of the checkpoints.
+    """
+    started = time.monotonic()
+    with planned(paths, output, Settings(**options)) as plan:
+        if on_plan is not None:
+            on_plan(record_of(plan))
+        for source in plan.matched.sources:
+            source.values.verify()
+        with create_writer(plan.reference, plan.dtypes, plan.output, force=plan.force) as writer:
+            stream(plan, writer, on_progress)
+            writer.commit()
+        seconds = time.monotonic() - started
+        return record_of(plan, measured=memory.peak_resident_bytes(), seconds=seconds)
+
+
+def plan(
+    paths: Iterable[StrPath], output: StrPath | None = None, **options: Unpack[MergeOptions]
+) -> MergeRecord:
+    """Says what `merge` would do with the same arguments, and writes nothing.
+
+    Returns:
+        A record whose `seconds` and measured memory are None.
+
+    Raises:
+        StreamAvgError: as `merge`, for all that can be told before values are averaged.
+    """
+    with planned(paths, output, Settings(**options)) as plan:
+        return record_of(plan)
+
+
+@contextmanager
+def planned(
+    paths: Iterable[StrPath], output: StrPath | None, settings: Settings
+) -> Iterator[MergePlan]:
+    """Opens and matches the checkpoints and plans their merge; closes them at the end."""
+    selected = select_paths(paths)
+    coefficients = coefficients_for(len(selected), settings.weights, normalize=settings.normalize)
+    with open_checkpoint(select_reference(selected, settings.reference)) as reference:
+        checkpoints = (open_checkpoint(path) for path in selected)
+        matched = match(
+            reference, checkpoints, by=settings.match, preprocessing=settings.preprocessing
+        )
+        try:
+            target = None if output is None else Path(output)
+            yield make_plan(matched, coefficients, target, METHODS["mean"], settings)
+        finally:
+            matched.close()

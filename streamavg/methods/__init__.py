@@ -1,0 +1,63 @@
+"""How the values of one slab are combined: one file a method, pure NumPy, no files, no threads.
+
+A new method is one new file here and one line in `METHODS`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from streamavg.methods.mean import Mean
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from streamavg.selection import Coefficients
+
+
+class Accumulator(Protocol):
+    """The running state of one slab; made once, and started again for each slab."""
+
+    def start(self, count: int) -> None:
+        """Forgets everything and expects slabs of `count` elements, at most the capacity."""
+        ...
+
+    def add(self, values: NDArray[Any], checkpoint: int) -> None:
+        """Takes in the values of one checkpoint.
+
+        Args:
+            values: one-dimensional, of the started length; read, not kept.
+            checkpoint: index of the checkpoint in merge order; each comes exactly once.
+        """
+        ...
+
+    def all_finite(self) -> bool:
+        """Whether no value that was added is NaN or infinite."""
+        ...
+
+    def result(self, out: NDArray[Any]) -> None:
+        """Writes the combined values, rounded once to the dtype of `out`, which the caller owns."""
+        ...
+
+
+class Method(Protocol):
+    """A way to combine checkpoints."""
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        ...
+
+    def bytes_per_element(self, dtype: np.dtype[Any]) -> int:
+        """Bytes that an accumulator holds per element of its capacity, for values of `dtype`."""
+        ...
+
+    def accumulator(
+        self, dtype: np.dtype[Any], capacity: int, coefficients: Coefficients
+    ) -> Accumulator:
+        """Makes an accumulator for slabs of up to `capacity` elements of `dtype`."""
+        ...
+
+
+METHODS: dict[str, Method] = {method.name: method for method in (Mean(),)}

@@ -1,0 +1,239 @@
+"""The weighted mean, sum(numerator_i * x_i) / sum(numerator_i), rounded once.
+
+float16, bfloat16 and float32 are summed in float64. A sum of N float32 values that lie within a
+factor 2**29 / N of each other is exact there, so a uniform mean is off by the one division and
+the one rounding at the end: at most 0.5 ULP + 1e-9 ULP. In general the error before rounding is
+at most (N + 1) * 2**-53 * sum(coefficient_i * |x_i|).
+
+float64 is summed in double-double arithmetic (about 106 bits), whose error before rounding is
+below N * 2**-100 * sum(coefficient_i * |x_i|).
+
+Source: T. J. Dekker, "A floating-point technique for extending the available precision", Numer.
+Math. 18, 1971 (splitting, product); D. E. Knuth, TAOCP vol. 2, 4.2.2 (sum of two numbers with its
+error); Boldo and Melquiond, "When double rounding is odd", 2005 (rounding to bfloat16).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from streamavg.selection import Coefficients
+
+    Doubles = NDArray[np.float64]
+    _Pair = tuple[Doubles, Doubles]
+
+_SPLITTER = 2.0**27 + 1
+_HUGE = 2.0**900
+"""From here on float64 values are summed scaled down, so that neither sums nor splits overflow."""
+_SCALE = 2.0**-200
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """The weighted arithmetic mean."""
+
+    name: str = "mean"
+
+    def bytes_per_element(self, dtype: np.dtype[Any]) -> int:
+        """See `Method`."""
+        if dtype == np.float64:
+            return 8 * (_DoubleSum.ARRAYS + 1)
+        return 8 * _SingleSum.ARRAYS
+
+    def accumulator(
+        self, dtype: np.dtype[Any], capacity: int, coefficients: Coefficients
+    ) -> _SingleSum | _DoubleSum:
+        """See `Method`."""
+        if dtype == np.float64:
+            return _DoubleSum(capacity, coefficients)
+        return _SingleSum(capacity, coefficients)
+
+
+class _SingleSum:
+    """Sums values of up to 32 bits in float64."""
+
+    ARRAYS = 2
+
+    def __init__(self, capacity: int, coefficients: Coefficients) -> None:
+        self._numerators = coefficients.numerators
+        self._total = float(coefficients.total)
+        self._sums = np.empty(capacity, np.float64)
+        self._scratches = np.empty(capacity, np.float64)
+        self.start(capacity)
+
+    def start(self, count: int) -> None:
+        """See `Accumulator`."""
+        self._sum = self._sums[:count]
+        self._scratch = self._scratches[:count]
+        self._sum.fill(0)
+
+    def add(self, values: NDArray[Any], checkpoint: int) -> None:
+        """See `Accumulator`."""
+        numerator = self._numerators[checkpoint]
+        self._scratch[...] = values
+        with np.errstate(invalid="ignore"):
+            if numerator != 1:
+                self._scratch *= numerator
+            self._sum += self._scratch
+
+    def all_finite(self) -> bool:
+        """See `Accumulator`. A float64 sum of finite float32 values cannot overflow."""
+        return bool(np.isfinite(self._sum).all())
+
+    def result(self, out: NDArray[Any]) -> None:
+        """See `Accumulator`."""
+        np.divide(self._sum, self._total, out=self._scratch)
+        round_into(self._scratch, out)
+
+
+class _DoubleSum:
+    """Sums float64 values as pairs of a float64 and its error."""
+
+    ARRAYS = 11
+
+    def __init__(self, capacity: int, coefficients: Coefficients) -> None:
+        self._numerators = coefficients.numerators
+        total = coefficients.total
+        self._total = float(total)
+        self._total_error = float(total - Fraction(self._total))
+        self._arrays = np.empty((self.ARRAYS, capacity), np.float64)
+        self.start(capacity)
+
+    def start(self, count: int) -> None:
+        """See `Accumulator`."""
+        sums, self._scratch = self._arrays[:4, :count], self._arrays[4:, :count]
+        sums.fill(0)
+        self._pair: _Pair = (sums[0], sums[1])
+        self._huge_pair: _Pair = (sums[2], sums[3])
+        self._finite = True
+        self._any_huge = False
+
+    def add(self, values: NDArray[Any], checkpoint: int) -> None:
+        """See `Accumulator`."""
+        numerator = self._numerators[checkpoint]
+        magnitudes = np.abs(values, out=self._scratch[0])
+        largest = float(magnitudes.max())
+        self._finite &= math.isfinite(largest)
+        with np.errstate(invalid="ignore", over="ignore"):
+            if largest < _HUGE:
+                self._add(self._pair, values, numerator)
+                return
+            self._any_huge = True
+            is_huge = ~(magnitudes < _HUGE)
+            part = self._scratch[6]
+            np.copyto(part, values)
+            part[is_huge] = 0
+            self._add(self._pair, part, numerator)
+            np.multiply(values, _SCALE, out=part)
+            part[~is_huge] = 0
+            self._add(self._huge_pair, part, numerator)
+
+    def _add(self, pair: _Pair, values: Doubles, numerator: float) -> None:
+        """Adds numerator * values to a pair (Knuth's sum of two numbers, then the errors)."""
+        total, added, kept = self._scratch[0], self._scratch[1], self._scratch[4]
+        sums, errors = pair
+        if numerator != 1:
+            values, error = self._product(values, numerator)
+            errors += error
+        np.add(sums, values, out=total)
+        np.subtract(total, sums, out=added)
+        np.subtract(total, added, out=kept)
+        sums -= kept
+        np.subtract(values, added, out=added)
+        sums += added
+        errors += sums
+        sums[...] = total
+
+    def _product(self, values: Doubles, numerator: float) -> tuple[Doubles, Doubles]:
+        """Numerator * values and its error, exact unless the error underflows (Dekker)."""
+        product, error, high, low = self._scratch[2:6]
+        np.multiply(values, numerator, out=product)
+        np.multiply(values, _SPLITTER, out=error)
+        np.subtract(error, values, out=high)
+        np.subtract(error, high, out=high)
+        np.subtract(values, high, out=low)
+        numerator_high, numerator_low = _split(numerator)
+        # error = ((high * nh - product) + high * nl + low * nh) + low * nl
+        np.multiply(high, numerator_high, out=error)
+        error -= product
+        high *= numerator_low
+        error += high
+        np.multiply(low, numerator_high, out=high)
+        error += high
+        low *= numerator_low
+        error += low
+        return product, error
+
+    def all_finite(self) -> bool:
+        """See `Accumulator`."""
+        return self._finite
+
+    def result(self, out: NDArray[Any]) -> None:
+        """See `Accumulator`."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            quotient = self._quotient(self._pair)
+            if self._any_huge:
+                mean = quotient.copy()
+                mean += self._quotient(self._huge_pair) / _SCALE
+                quotient = mean
+            round_into(quotient, out)
+
+    def _quotient(self, pair: _Pair) -> Doubles:
+        """A pair divided by the total, which is a pair too: a quotient, and its correction."""
+        sums, errors = pair
+        quotient: Doubles = self._scratch[6]
+        np.divide(sums, self._total, out=quotient)
+        product, product_error = self._product(quotient, self._total)
+        # remainder = (sum - product) - product_error + error - quotient * total_error
+        np.subtract(sums, product, out=product)
+        product -= product_error
+        product += errors
+        product -= np.multiply(quotient, self._total_error, out=product_error)
+        product /= self._total
+        quotient += product
+        if not self._finite:  # the error of an infinite sum is NaN, the sum itself says more
+            np.copyto(quotient, sums, where=~np.isfinite(sums))
+        return quotient
+
+
+def _split(value: float) -> tuple[float, float]:
+    """Halves of 26 bits that sum to `value` exactly (Dekker)."""
+    scaled = value * _SPLITTER
+    high = scaled - (scaled - value)
+    return high, value - high
+
+
+def round_into(values: Doubles, out: NDArray[Any]) -> None:
+    """Rounds float64 values once, to nearest and ties to even, into the dtype of `out`.
+
+    Args:
+        values: one-dimensional; overwritten.
+        out: same length, any float dtype; owned by the caller.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        if out.dtype.kind == "V":
+            _round_to_odd(values)
+        out[...] = values
+
+
+def _round_to_odd(values: Doubles) -> None:
+    """Makes a second rounding harmless: to float32 values whose last bit says "inexact".
+
+    ml_dtypes converts float64 to bfloat16 by way of float32. Rounding to odd first keeps enough
+    of what the first step cuts off (Boldo and Melquiond 2005).
+    """
+    nearest = values.astype(np.float32)
+    bits = nearest.view(np.int32)
+    inexact = np.isfinite(values) & (nearest != values)
+    beyond = inexact & (np.abs(nearest.astype(np.float64)) > np.abs(values))
+    bits -= beyond  # the neighbour towards zero
+    bits |= inexact
+    values[...] = nearest

@@ -1,0 +1,79 @@
+"""The options of a merge: their names, their choices, their defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal, TypedDict, get_args
+
+from streamavg.errors import OptionError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+OutputDtype = Literal["keep", "float16", "bfloat16", "float32", "float64"]
+OptimizerPolicy = Literal["drop", "reference"]
+NonFloatPolicy = Literal["reference", "last", "equal"]
+PreprocessingPolicy = Literal["equal", "reference"]
+MatchBy = Literal["name", "order"]
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "dtype": get_args(OutputDtype),
+    "optimizer": get_args(OptimizerPolicy),
+    "non_float": get_args(NonFloatPolicy),
+    "preprocessing": get_args(PreprocessingPolicy),
+    "match": get_args(MatchBy),
+}
+
+
+class MergeOptions(TypedDict, total=False):
+    """Options of `merge` and `plan`; all may be left out."""
+
+    weights: Sequence[float] | None
+    """One per checkpoint, as in `numpy.average`; uniform without."""
+    normalize: bool
+    """Divide the weights by their sum instead of requiring that they sum to 1."""
+    dtype: OutputDtype
+    """Of averaged values in the output; "keep" by default."""
+    optimizer: OptimizerPolicy
+    """"drop" the optimizer's variables (default), or keep the "reference"'s."""
+    non_float: NonFloatPolicy
+    """Integers, bools and strings are the "reference"'s (default), the "last" checkpoint's, or
+    must be "equal"."""
+    preprocessing: PreprocessingPolicy
+    """Normalization state and vocabularies must be "equal" (default), or are the "reference"'s."""
+    match: MatchBy
+    """Pair the layers of legacy files by "name" (default) or by "order"."""
+    reference: str | os.PathLike[str] | None
+    """The input whose structure the output takes; the first by default."""
+    memory_limit: int | str | None
+    """Peak resident memory of this process, in bytes or as text like "64MiB"; 256 MiB by default,
+    and more in a process that is large already."""
+    allow_non_finite: bool
+    """Average NaN and Inf like other values instead of refusing them."""
+    force: bool
+    """Replace an existing output."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """`MergeOptions` with all defaults filled in and all choices checked."""
+
+    weights: Sequence[float] | None = None
+    normalize: bool = False
+    dtype: OutputDtype = "keep"
+    optimizer: OptimizerPolicy = "drop"
+    non_float: NonFloatPolicy = "reference"
+    preprocessing: PreprocessingPolicy = "equal"
+    match: MatchBy = "name"
+    reference: str | os.PathLike[str] | None = None
+    memory_limit: int | str | None = None
+    allow_non_finite: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            choices = CHOICES.get(field.name)
+            value = getattr(self, field.name)
+            if choices is not None and value not in choices:
+                raise OptionError(f"{field.name}={value!r}: choose one of {', '.join(choices)}.")

@@ -1,0 +1,397 @@
+"""What a merge will do, decided and checked before a byte is averaged.
+
+The plan names every variable with what happens to it and why, and computes the memory. Four
+quantities, all in bytes, all of the whole process:
+
+    allowed    the user's limit
+    reserved   resident when the plan is made: the interpreter, its libraries, the descriptions
+    projected  the peak that the plan computes
+    measured   the peak that the run saw
+
+    projected = reserved + headers + compressed tiles
+                + slab_elements * (read buffer + accumulator + result, each per element)
+
+A plan that cannot keep the limit, or whose output cannot be written, is refused here.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from streamavg import memory
+from streamavg.architecture import parse_config, quantized_layers
+from streamavg.checkpoint import Kind, Role, Variable
+from streamavg.errors import (
+    IncompatibleCheckpointsError,
+    MemoryLimitError,
+    OutputError,
+    UnsupportedFeatureError,
+)
+from streamavg.formats import default_output, output_format
+from streamavg.formats.hdf5 import bfloat16
+from streamavg.formats.output import refuse_taken
+from streamavg.matching import MatchedCheckpoints, differing
+from streamavg.units import format_size, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from streamavg.checkpoint import Checkpoint
+    from streamavg.matching import Source
+    from streamavg.methods import Method
+    from streamavg.options import OutputDtype, Settings
+    from streamavg.selection import Coefficients
+
+DEFAULT_MEMORY_LIMIT = 256 * 1024**2
+SMALLEST_HEADROOM = 64 * 1024**2
+"""What the default limit leaves to the merge in a process that is large already."""
+MOST_SLAB_ELEMENTS = 65536
+"""Slabs of this size and their accumulators stay in a processor's second-level cache."""
+LEAST_SLAB_ELEMENTS = 4096
+HEADER_BYTES = 5 * 1024**2
+HEADER_BYTES_PER_VARIABLE = 1024
+"""Measured: what the HDF5 library and the allocator take to write a skeleton."""
+_SAMPLED_ELEMENTS = 256
+_SHOWN_NAMES = 3
+
+
+class Action(enum.StrEnum):
+    """What happens to a variable."""
+
+    AVERAGE = "average"
+    CARRY = "carry"
+    """Copied bit for bit from one checkpoint."""
+    DROP = "drop"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedVariable:
+    """One of the reference's variables and what happens to it."""
+
+    variable: Variable
+    action: Action
+    reason: str
+    """Why, in a few words."""
+    dtype: np.dtype[Any] | None
+    """Of the values written; None if it is dropped."""
+    carried_from: int | None = None
+    """Index of the checkpoint that it is copied from, in merge order."""
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of its values in the output."""
+        return 0 if self.dtype is None else self.variable.size * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """The quantities described above, in bytes."""
+
+    limit: int
+    limit_origin: str
+    reserved: int
+    projected: int
+    slab_elements: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MergePlan:
+    """A merge that can be run."""
+
+    output: Path
+    output_format: str
+    force: bool
+    method: Method
+    matched: MatchedCheckpoints
+    coefficients: Coefficients
+    accumulation_order: tuple[int, ...]
+    """Indices of the checkpoints in the order in which they are summed: see `summing_order`."""
+    variables: tuple[PlannedVariable, ...]
+    """Lines up with the reference's variables."""
+    memory: MemoryPlan
+    allow_non_finite: bool
+    free_disk_bytes: int
+    notes: tuple[str, ...]
+
+    @property
+    def reference(self) -> Checkpoint:
+        """The checkpoint whose structure the output takes."""
+        return self.matched.reference
+
+    @property
+    def output_has_config(self) -> bool:
+        """Whether the output is a whole model, not the weights alone."""
+        return self.reference.config is not None and self.output_format == self.reference.format
+
+    @property
+    def dtypes(self) -> list[np.dtype[Any] | None]:
+        """Dtype of each variable in the output; None for those that are dropped."""
+        return [planned.dtype for planned in self.variables]
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of values that will be read."""
+        count = len(self.matched.sources)
+        times = {Action.AVERAGE: count, Action.CARRY: 1, Action.DROP: 0}
+        return sum(planned.variable.nbytes * times[planned.action] for planned in self.variables)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of values that will be written."""
+        return sum(planned.output_bytes for planned in self.variables)
+
+    @property
+    def dropped_bytes(self) -> int:
+        """Bytes of values that are left out: the optimizer's, for the most part."""
+        return sum(
+            planned.variable.nbytes for planned in self.variables if planned.action == Action.DROP
+        )
+
+    def count(self, action: Action) -> int:
+        """Number of variables with this action."""
+        return sum(planned.action == action for planned in self.variables)
+
+
+def make_plan(
+    matched: MatchedCheckpoints,
+    coefficients: Coefficients,
+    output: Path | None,
+    method: Method,
+    settings: Settings,
+) -> MergePlan:
+    """Decides what the merge does with every variable, and that it can be done.
+
+    Args:
+        matched: the checkpoints.
+        coefficients: one per checkpoint.
+        output: where to write; None for `averaged` with the suffix that fits, here.
+        method: how values are combined.
+        settings: the user's choices.
+
+    Raises:
+        OptionError: the output's suffix does not fit, or the memory limit is too small.
+        OutputError: the output exists, is an input, or does not fit on the disk.
+        UnsupportedFeatureError: quantized or unmerged low-rank layers.
+        IncompatibleCheckpointsError: non-float variables that must be equal and are not.
+    """
+    reference = matched.reference
+    output = default_output(reference) if output is None else output
+    output_name = output_format(reference, output).name
+    _refuse_output(output, matched.sources, settings.force)
+    _refuse_meaningless(reference)
+    policy = _Policy(matched, settings)
+    variables = tuple(policy.decide(variable) for variable in reference.variables)
+    notes = [*matched.notes, *reference.notes, *_compare_carried(variables, matched, settings)]
+    plan = MergePlan(
+        output=output,
+        output_format=output_name,
+        force=settings.force,
+        method=method,
+        matched=matched,
+        coefficients=coefficients,
+        accumulation_order=summing_order(matched, coefficients, variables),
+        variables=variables,
+        memory=_plan_memory(variables, matched, method, settings.memory_limit),
+        allow_non_finite=settings.allow_non_finite,
+        free_disk_bytes=shutil.disk_usage(output.parent).free,
+        notes=tuple(notes),
+    )
+    if plan.bytes_written > plan.free_disk_bytes:
+        raise OutputError(
+            output,
+            f"needs {format_size(plan.bytes_written)}, but its disk has only "
+            f"{format_size(plan.free_disk_bytes)} free. Write elsewhere with --output.",
+        )
+    return plan
+
+
+def _refuse_output(output: Path, sources: Sequence[Source], force: bool) -> None:
+    if not output.parent.is_dir():
+        raise OutputError(output, f"the folder {output.parent} does not exist. Create it first.")
+    for source in sources:
+        if output.exists() and output.samefile(source.path):
+            raise OutputError(
+                output, "is one of the inputs, which are never written. Name another."
+            )
+    refuse_taken(output, force=force)
+
+
+def _refuse_meaningless(reference: Checkpoint) -> None:
+    """Quantized codes and unmerged low-rank factors have no mean."""
+    by_role: dict[Role, list[str]] = {}
+    for variable in reference.variables:
+        by_role.setdefault(variable.role, [])
+        if variable.layer not in by_role[variable.role]:
+            by_role[variable.role].append(variable.layer)
+    quantized = by_role.get(Role.QUANTIZED, [])
+    if not quantized and reference.config is not None:
+        quantized = quantized_layers(parse_config(reference.config, reference.path))
+    if quantized:
+        raise UnsupportedFeatureError(
+            reference.path,
+            f"layers {_some(quantized)} are quantized: the mean of codes or scales is not the mean "
+            "of weights. Average the checkpoints from before quantization, then quantize.",
+        )
+    if Role.ADAPTER in by_role:
+        raise UnsupportedFeatureError(
+            reference.path,
+            f"layers {_some(by_role[Role.ADAPTER])} hold LoRA factors: the mean of factors is not "
+            "the mean of their products. Save the models as .keras, which merges them.",
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN_NAMES
+    shown = ", ".join(map(repr, names[:_SHOWN_NAMES]))
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _asked_dtype(name: OutputDtype) -> np.dtype[Any] | None:
+    if name == "keep":
+        return None
+    return bfloat16() if name == "bfloat16" else np.dtype(name)
+
+
+class _Policy:
+    """Decides what happens to a variable."""
+
+    def __init__(self, matched: MatchedCheckpoints, settings: Settings) -> None:
+        paths = [source.path for source in matched.sources]
+        self._reference = paths.index(matched.reference.path)
+        self._last = len(paths) - 1
+        self._dtype = _asked_dtype(settings.dtype)
+        self._settings = settings
+
+    def decide(self, variable: Variable) -> PlannedVariable:
+        if variable.role == Role.OPTIMIZER and self._settings.optimizer == "drop":
+            return PlannedVariable(variable, Action.DROP, "optimizer state", None)
+        special = {
+            Role.OPTIMIZER: "optimizer state",
+            Role.METRIC: "running total of a metric",
+            Role.SEED: "state of a random generator",
+            Role.PREPROCESSING: "preprocessing state",
+        }
+        if variable.role in special:
+            return self._carry(variable, special[variable.role], self._reference)
+        if variable.kind != Kind.FLOAT:
+            source = self._last if self._settings.non_float == "last" else self._reference
+            return self._carry(variable, f"{variable.kind} values", source)
+        return PlannedVariable(
+            variable, Action.AVERAGE, "float values", self._dtype or variable.dtype
+        )
+
+    def _carry(self, variable: Variable, reason: str, source: int) -> PlannedVariable:
+        return PlannedVariable(variable, Action.CARRY, reason, variable.dtype, source)
+
+
+def _compare_carried(
+    variables: Sequence[PlannedVariable], matched: MatchedCheckpoints, settings: Settings
+) -> list[str]:
+    """Tells which non-float variables are not the same in all checkpoints, or refuses them."""
+    positions = [
+        position
+        for position, planned in enumerate(variables)
+        if planned.action == Action.CARRY and planned.variable.role == Role.WEIGHT
+    ]
+    reference = matched.reference
+    findings: list[str] = []
+    for source in matched.sources:
+        if source.path == reference.path:
+            continue
+        different = differing(reference.variables, reference.values, source.values, positions)
+        names = [reference.variables[position].path for position in different]
+        if names:
+            findings.append(
+                f"{source.path}: variables {_some(names)} hold other integers, bools or strings "
+                f"than {reference.path}"
+            )
+    if findings and settings.non_float == "equal":
+        raise IncompatibleCheckpointsError(
+            [f"{finding}. Take one's with --non-float reference or last." for finding in findings]
+        )
+    kept = "last checkpoint's" if settings.non_float == "last" else "reference's"
+    return [f"{finding}; the {kept} are kept." for finding in findings]
+
+
+def _plan_memory(
+    variables: Sequence[PlannedVariable],
+    matched: MatchedCheckpoints,
+    method: Method,
+    memory_limit: int | str | None,
+) -> MemoryPlan:
+    reserved = memory.resident_bytes()
+    limit = DEFAULT_MEMORY_LIMIT if memory_limit is None else parse_size(memory_limit)
+    origin = "default" if memory_limit is None else "as given"
+    if memory_limit is None and limit < reserved + SMALLEST_HEADROOM:
+        limit = reserved + SMALLEST_HEADROOM
+        origin = f"default, raised because this process already takes {format_size(reserved)}"
+    tiles = 2 * max(source.values.largest_tile_bytes for source in matched.sources)
+    headers = HEADER_BYTES + HEADER_BYTES_PER_VARIABLE * len(variables)
+    fixed = reserved + headers + tiles
+    per_element = max((_bytes_per_element(planned, method) for planned in variables), default=0)
+    longest = max((planned.variable.size for planned in variables), default=1)
+    wanted = max(1, min(MOST_SLAB_ELEMENTS, longest))
+    least = min(wanted, LEAST_SLAB_ELEMENTS)
+    needed = fixed + least * per_element
+    if needed > limit:
+        remedy = f"Use --memory-limit {-(-needed // 1024**2) + 1}MiB."
+        raise MemoryLimitError(
+            f"the merge needs at least {format_size(needed)}: {format_size(reserved)} reserved "
+            f"(interpreter, libraries, descriptions) and {format_size(needed - reserved)} for "
+            f"values and headers, but --memory-limit is {format_size(limit)}. {remedy}",
+            limit_bytes=limit,
+            reserved_bytes=reserved,
+            projected_bytes=needed,
+        )
+    slab_elements = min(wanted, (limit - fixed) // per_element) if per_element else wanted
+    return MemoryPlan(limit, origin, reserved, fixed + slab_elements * per_element, slab_elements)
+
+
+def _bytes_per_element(planned: PlannedVariable, method: Method) -> int:
+    """Read buffer, accumulator and result of one element; temporaries of the size of a result."""
+    if planned.action == Action.DROP or planned.dtype is None:
+        return 0
+    read = planned.variable.dtype.itemsize
+    if planned.action == Action.CARRY:
+        return read
+    result = 2 * planned.dtype.itemsize
+    return read + method.bytes_per_element(planned.variable.dtype) + result
+
+
+def summing_order(
+    matched: MatchedCheckpoints,
+    coefficients: Coefficients,
+    variables: Sequence[PlannedVariable],
+) -> tuple[int, ...]:
+    """An order of the checkpoints that depends on their content alone.
+
+    A floating-point sum may depend in its last bits on the order of its terms. Summing in an
+    order that follows from the values themselves makes the result the same, bit for bit, in
+    whatever order, under whatever names and in whatever container the checkpoints are given.
+
+    Returns:
+        Indices of the checkpoints, by a digest of a sample of their values, then coefficient.
+    """
+    sizes = [p.variable.size if p.action == Action.AVERAGE else 0 for p in variables]
+    largest = max(sizes, default=0)
+    positions = [position for position, size in enumerate(sizes) if size == largest and size]
+
+    def key(index: int) -> tuple[int, float, str]:
+        source = matched.sources[index]
+        digests = 0
+        for position in positions:
+            variable = matched.reference.variables[position]
+            sample = np.empty(min(variable.size, _SAMPLED_ELEMENTS), variable.dtype)
+            source.values.read_into(position, 0, sample)
+            digest = hashlib.blake2b(sample.tobytes(), digest_size=16)
+            digests += int.from_bytes(digest.digest(), "little")
+        return digests, coefficients.numerators[index], str(source.path)
+
+    return tuple(sorted(range(len(matched.sources)), key=key))

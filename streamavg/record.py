@@ -1,0 +1,165 @@
+"""What a merge did, as plain data: for the screen, for JSON, for whoever asks later.
+
+Memory is in bytes, time in seconds. `SCHEMA_VERSION` changes when a field changes its meaning or
+goes away; new fields do not change it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from streamavg.planning import Action
+from streamavg.version import __version__
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+    from streamavg.planning import MergePlan
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class InputRecord:
+    """One checkpoint that was averaged."""
+
+    path: str
+    format: str
+    producer: str | None
+    """Version of the Keras that wrote it; None where the file does not tell."""
+    file_bytes: int
+    coefficient: float
+    """What its values were multiplied with; all coefficients sum to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class VariableRecord:
+    """One variable of the reference, and what happened to it."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    role: str
+    action: str
+    """`average`, `carry` or `drop`."""
+    reason: str
+    output_dtype: str | None
+    carried_from: str | None
+    """The checkpoint that a carried variable was copied from."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRecord:
+    """Resident memory of the whole process, in bytes."""
+
+    limit: int
+    limit_origin: str
+    reserved: int
+    projected: int
+    measured: int | None
+    """Peak since the process started; None before the merge has run."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergeRecord:
+    """A merge: planned (`measured` and `seconds` are None) or done."""
+
+    schema_version: int
+    streamavg_version: str
+    method: str
+    output: str
+    output_format: str
+    output_has_config: bool
+    """Whether the output is a whole model, not the weights alone."""
+    reference: str
+    inputs: tuple[InputRecord, ...]
+    variables: tuple[VariableRecord, ...]
+    averaged: int
+    """Number of variables."""
+    carried: int
+    dropped: int
+    bytes_read: int
+    """Of values, all checkpoints together."""
+    bytes_written: int
+    dropped_bytes: int
+    """What leaving out the optimizer state saved in the output."""
+    slab_elements: int
+    free_disk_bytes: int
+    memory: MemoryRecord
+    seconds: float | None
+    notes: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """The record as JSON, indented."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def save(self, path: Path) -> None:
+        """Writes the record as JSON. Raises: OSError."""
+        path.write_text(self.to_json() + "\n", encoding="utf-8")
+
+
+def record_of(
+    plan: MergePlan, *, measured: int | None = None, seconds: float | None = None
+) -> MergeRecord:
+    """Describes a plan, or with `measured` and `seconds` a merge that has run."""
+    sources = plan.matched.sources
+    return MergeRecord(
+        schema_version=SCHEMA_VERSION,
+        streamavg_version=__version__,
+        method=plan.method.name,
+        output=str(plan.output),
+        output_format=plan.output_format,
+        output_has_config=plan.output_has_config,
+        reference=str(plan.reference.path),
+        inputs=tuple(
+            InputRecord(
+                str(source.path), source.format, source.producer, source.identity.size, coefficient
+            )
+            for source, coefficient in zip(sources, plan.coefficients.values, strict=True)
+        ),
+        variables=_variable_records(plan),
+        averaged=plan.count(Action.AVERAGE),
+        carried=plan.count(Action.CARRY),
+        dropped=plan.count(Action.DROP),
+        bytes_read=plan.bytes_read,
+        bytes_written=plan.bytes_written,
+        dropped_bytes=plan.dropped_bytes,
+        slab_elements=plan.memory.slab_elements,
+        free_disk_bytes=plan.free_disk_bytes,
+        memory=MemoryRecord(
+            plan.memory.limit,
+            plan.memory.limit_origin,
+            plan.memory.reserved,
+            plan.memory.projected,
+            measured,
+        ),
+        seconds=seconds,
+        notes=plan.notes,
+    )
+
+
+def _variable_records(plan: MergePlan) -> tuple[VariableRecord, ...]:
+    paths = [str(source.path) for source in plan.matched.sources]
+    return tuple(
+        VariableRecord(
+            path=planned.variable.path,
+            shape=planned.variable.shape,
+            dtype=dtype_name(planned.variable.dtype),
+            role=str(planned.variable.role),
+            action=str(planned.action),
+            reason=planned.reason,
+            output_dtype=None if planned.dtype is None else dtype_name(planned.dtype),
+            carried_from=None if planned.carried_from is None else paths[planned.carried_from],
+        )
+        for planned in plan.variables
+    )
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """Name of a dtype for people and JSON."""
+    return "string" if dtype.kind == "O" else str(dtype)
