@@ -145,10 +145,16 @@ SKIPPED = ("handmade/evil_*",)  # hostile files have tests of their own
 REFUSED = {
     "*-quant_*": "quantised",
     "*-qlora_*": "quantised",
+    "*-lora.h5": "unmerged LoRA factors",
     "handmade/no_weights.keras": "the archive holds no weights",
     "handmade/wrong_crc.keras": "the archive is damaged",
 }
 """Samples that a merge must refuse, and why."""
+
+WRITTEN_AS_LEGACY = {
+    "keras2.12.*.keras": "Keras 2.12 wrote legacy HDF5 under this suffix; only .h5 loads in all",
+}
+"""Samples whose average goes to a `.h5` file although their suffix is another, and why."""
 
 KERAS_CANNOT_LOAD = {
     # Legacy files lack the attribute by which Keras knows bfloat16.
@@ -524,7 +530,9 @@ def make_case(sample: Sample, folder: Path, merging: bool) -> Case:
     """
     home = folder / sample.name
     home.mkdir(parents=True)
-    perturbed, merged = home / f"copy{sample.suffix}", home / f"merged{sample.suffix}"
+    is_renamed = first_match(sample.name, WRITTEN_AS_LEGACY)
+    perturbed = home / f"copy{sample.suffix}"
+    merged = home / f"merged{'.h5' if is_renamed else sample.suffix}"
     try:
         changed = perturbed_copy(sample.path, perturbed)
     except (KeyError, zipfile.BadZipFile):  # no weights, or damaged: the merge is to find out

@@ -107,8 +107,10 @@ def match(
     sources: list[Source] = []
     for checkpoint in checkpoints:
         findings = _Findings(reference, checkpoint)
-        positions = _pair(reference, checkpoint, by, findings)
-        if checkpoint.path != reference.path:
+        if checkpoint.path == reference.path:
+            positions = np.arange(len(reference.variables))
+        else:
+            positions = _pair(reference, checkpoint, by, findings)
             _compare_architectures(reference, checkpoint, findings)
             _compare_assets(reference, checkpoint, preprocessing, findings)
         source = Source(
