@@ -54,7 +54,8 @@ _PREPROCESSING_CLASSES = frozenset(
      "FeatureSpace", "MelSpectrogram", "STFTSpectrogram"}
 )  # fmt: skip
 _REFERENCES = frozenset({"inbound_nodes", "input_layers", "output_layers"})
-_MODEL_CLASSES = frozenset({"Functional", "Sequential", "Model"})
+_KERAS_2_STEMS = {"Functional": "model", "Model": "model", "InputLayer": "input"}
+"""Classes whose automatic names are not their own in snake case (Keras 2)."""
 DIFFERENT_DATA = "the checkpoints were trained on differently prepared data"
 _MISSING = object()
 
@@ -97,7 +98,7 @@ def parse_config(text: str, path: Path) -> Any:
 def automatic_stems(config: Any) -> frozenset[str]:
     """Snake-case names of all classes in a configuration: the stems of automatic names."""
     stems = {snake_case(item["class_name"]) for item in _objects(config)}
-    return frozenset(stems | {"model"})  # Keras 2 names functional models so
+    return frozenset(stems | {*_KERAS_2_STEMS.values()})
 
 
 def layer_classes(config: Any) -> dict[str, str]:
@@ -172,11 +173,9 @@ def _canonical_names(config: Any) -> dict[str, str]:
         if name is None or name in names:
             continue
         stem, number = automatic_name(name)
-        is_automatic = stem == snake_case(item["class_name"]) or (
-            item["class_name"] in _MODEL_CLASSES and stem == "model"
-        )
+        class_name = item["class_name"]
         names[name] = name
-        if is_automatic:
+        if stem in {snake_case(class_name), _KERAS_2_STEMS.get(class_name)}:
             automatic.append((stem, number, name))
     for stem, _, name in sorted(automatic):
         counts[stem] = counts.get(stem, 0) + 1
@@ -260,7 +259,8 @@ class _Comparison:
         if not self._same_version or ours is theirs:
             return
         if _renamed(ours, self._names) != _renamed(theirs, self._other_names):
-            self.found.append(ConfigDifference(f"{where}: its {key} differ", is_error=True))
+            text = f"{where}: {key} are other connections, expected the same"
+            self.found.append(ConfigDifference(text, is_error=True))
 
     def _compare(self, ours: Any, theirs: Any, where: str, key: str, is_known: bool) -> None:
         if ours == theirs:

@@ -86,6 +86,11 @@ class Variable:
         return Kind.INTEGER if self.dtype.kind in "iu" else Kind.FLOAT
 
 
+def last_part(path: str) -> str:
+    """Last part of a path, without the ":0" that Keras 2 appends."""
+    return path.rsplit("/", 1)[-1].removesuffix(":0")
+
+
 ABSENT = -1
 """Stands for the position of a variable that a checkpoint does not have."""
 

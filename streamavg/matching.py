@@ -32,6 +32,7 @@ from streamavg.checkpoint import (
     Role,
     Values,
     Variable,
+    last_part,
     slabs_of,
 )
 from streamavg.errors import IncompatibleCheckpointsError
@@ -362,14 +363,14 @@ class _LegacyPairing:
         """Other ways to name the weights of one layer: by rank, and by their last part alone.
 
         A model that was loaded from a file saves `dense/kernel` where the model that was built
-        in the process saves `sequential/dense/kernel` (Keras 3).
+        in the process saves `sequential/dense/kernel` (Keras 3), and Keras 2 `dense/kernel:0`.
         """
         yield (
             {_canonical(name, self._expected_tokens): p for name, p in expected.items()},
             {_canonical(name, self._found_tokens): p for name, p in found.items()},
         )
-        last = {name.rpartition("/")[2]: position for name, position in expected.items()}
-        other_last = {name.rpartition("/")[2]: position for name, position in found.items()}
+        last = {last_part(name): position for name, position in expected.items()}
+        other_last = {last_part(name): position for name, position in found.items()}
         if len(last) == len(expected) and len(other_last) == len(found):
             yield last, other_last
 

@@ -53,6 +53,8 @@ FORMATS = (
     ),
 )  # fmt: skip
 _BY_NAME = {format_.name: format_ for format_ in FORMATS}
+_ALSO_WRITABLE = {keras_archive.NAME: (keras_weights.NAME,)}
+"""Other formats that a checkpoint can be written in: an archive's weights alone."""
 _USER_BLOCKS = (0, 512, 1024, 2048, 4096)
 """Offsets at which an HDF5 file may begin after a block of the user's."""
 
@@ -152,13 +154,13 @@ def output_format(reference: Checkpoint, output: Path) -> Format:
         OptionError: the suffix is unknown, or does not fit the reference's layout.
     """
     own = _BY_NAME[reference.format]
+    writable = (own, *(_BY_NAME[name] for name in _ALSO_WRITABLE.get(own.name, ())))
     asked = _format_of_suffix(output)
-    remedy = f"Use {' or '.join('*' + suffix for suffix in own.suffixes)}"
+    suffixes = [f"*{suffix}" for format_ in writable for suffix in format_.suffixes]
+    remedy = f"Use {' or '.join(suffixes)}"
     if asked is None:
         raise OptionError(f"{output}: Keras does not load this suffix. {remedy}.")
-    if asked is own:
-        return own
-    if (own.name, asked.name) == (keras_archive.NAME, keras_weights.NAME):
+    if asked in writable:
         return asked
     raise OptionError(
         f"{output}: the suffix asks for a {asked.title}, but {reference.path} is a {own.title}, "

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import h5py
 
 from streamavg.architecture import automatic_name
-from streamavg.checkpoint import Checkpoint, FileIdentity, Layer, Role, Variable
+from streamavg.checkpoint import Checkpoint, FileIdentity, Layer, Role, Variable, last_part
 from streamavg.formats.files import RandomAccessFile
 from streamavg.formats.hdf5 import Dataset, Hdf5File, Hdf5Values, hdf5_of, walk
 from streamavg.formats.hdf5_writing import Hdf5CheckpointWriter, Hdf5Stretch, Mirror
-from streamavg.formats.roles import assign_roles, last_part
+from streamavg.formats.roles import assign_roles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

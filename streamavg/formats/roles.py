@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from streamavg.architecture import automatic_name
-from streamavg.checkpoint import Kind, Role, Variable
+from streamavg.checkpoint import Kind, Role, Variable, last_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -117,8 +117,3 @@ def is_quantized(siblings: Iterable[Variable]) -> bool:
         and any(other.shape not in {(), code.shape} and other.size for other in floats)
         for code in weights
     )
-
-
-def last_part(path: str) -> str:
-    """Last part of a path, without the ":0" that Keras 2 appends."""
-    return path.rsplit("/", 1)[-1].removesuffix(":0")
