@@ -146,16 +146,19 @@ def _name_of(item: Mapping[str, Any]) -> str | None:
     return name if isinstance(name, str) and not is_policy else None
 
 
-def compare_configs(reference: Any, other: Any, *, same_version: bool) -> list[ConfigDifference]:
+def compare_configs(
+    reference: Any, other: Any, versions: tuple[str | None, str | None]
+) -> list[ConfigDifference]:
     """Lists what differs between two configurations, apart from what means nothing.
 
     Args:
         reference: parsed configuration of the reference.
         other: parsed configuration of another checkpoint.
-        same_version: whether the same Keras wrote both; if not, a setting that only one of the
-            versions knows is no difference.
+        versions: of the Keras that wrote each, such as "3.15.1". Between two versions, a setting
+            that only one of them knows is no difference; between Keras 2 and 3, which write the
+            same setting in different ways, only classes and the order of layers can be errors.
     """
-    comparison = _Comparison(_canonical_names(reference), _canonical_names(other), same_version)
+    comparison = _Comparison(_canonical_names(reference), _canonical_names(other), versions)
     comparison.compare_objects(reference, other, "the model")
     return comparison.found
 
@@ -163,7 +166,7 @@ def compare_configs(reference: Any, other: Any, *, same_version: bool) -> list[C
 def _canonical_names(config: Any) -> dict[str, str]:
     """Maps each layer's name to one that does not depend on what the process built before.
 
-    "dense_6" and "dense_7" become "dense #1" and "dense #2"; the user's names stay.
+    "dense_6" and "dense_7" become "Dense #1" and "Dense #2"; the user's names stay.
     """
     counts: dict[str, int] = {}
     names: dict[str, str] = {}
@@ -176,20 +179,24 @@ def _canonical_names(config: Any) -> dict[str, str]:
         class_name = item["class_name"]
         names[name] = name
         if stem in {snake_case(class_name), _KERAS_2_STEMS.get(class_name)}:
-            automatic.append((stem, number, name))
-    for stem, _, name in sorted(automatic):
-        counts[stem] = counts.get(stem, 0) + 1
-        names[name] = f"{stem} #{counts[stem]}"
+            automatic.append((class_name, number, name))
+    for class_name, _, name in sorted(automatic):
+        counts[class_name] = counts.get(class_name, 0) + 1
+        names[name] = f"{class_name} #{counts[class_name]}"
     return names
 
 
 class _Comparison:
     def __init__(
-        self, names: Mapping[str, str], other_names: Mapping[str, str], same_version: bool
+        self,
+        names: Mapping[str, str],
+        other_names: Mapping[str, str],
+        versions: tuple[str | None, str | None],
     ) -> None:
         self._names = names
         self._other_names = other_names
-        self._same_version = same_version
+        self._same_version = versions[0] == versions[1]
+        self._same_major = len({(version or "").split(".")[0] for version in versions}) == 1
         self.found: list[ConfigDifference] = []
 
     def compare_objects(self, reference: Any, other: Any, where: str) -> None:
@@ -278,7 +285,7 @@ class _Comparison:
             for index, pair in enumerate(zip(ours, theirs, strict=True)):
                 self._compare(*pair, where, f"{key}[{index}]", is_known)
         else:
-            self._differ(where, key, ours, theirs, is_error=is_known)
+            self._differ(where, key, ours, theirs, is_error=is_known and self._same_major)
 
     def _names_of_policy(self, policy: Any) -> Any:
         """A dtype policy by its name, however it is written."""

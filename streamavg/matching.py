@@ -411,7 +411,7 @@ def _compare_architectures(
     differences = compare_configs(
         parse_config(ours, reference.path),
         parse_config(theirs, checkpoint.path),
-        same_version=reference.producer == checkpoint.producer,
+        (reference.producer, checkpoint.producer),
     )
     for difference in differences:
         text = f"{difference.text} as in {reference.path}."
