@@ -209,7 +209,7 @@ class _Comparison:
             return
         first = len(self.found)
         settings, other_settings = reference.get("config"), other.get("config")
-        is_known = _is_from_keras(reference)
+        is_known = is_from_keras(reference)
         if not isinstance(settings, dict) or not isinstance(other_settings, dict):
             self._compare(settings, other_settings, where, "config", is_known)
         else:
@@ -314,7 +314,7 @@ def _are_nested(ours: Any, theirs: Any) -> bool:
     )
 
 
-def _is_from_keras(item: Mapping[str, Any]) -> bool:
+def is_from_keras(item: Mapping[str, Any]) -> bool:
     """Whether a class is one of Keras' own; configs before Keras 2.12 do not say."""
     module = item.get("module")
     registered = item.get("registered_name")

@@ -183,7 +183,8 @@ def make_plan(
     """
     reference = matched.reference
     output = default_output(reference) if output is None else output
-    output_name = output_format(reference, output).name
+    keeps_optimizer = settings.optimizer == "reference"
+    written_as = output_format(reference, output, keeps_optimizer=keeps_optimizer)
     _refuse_output(output, matched.sources, settings.force)
     _refuse_meaningless(reference)
     policy = _Policy(matched, settings)
@@ -191,7 +192,7 @@ def make_plan(
     notes = [*matched.notes, *reference.notes, *_compare_carried(variables, matched, settings)]
     plan = MergePlan(
         output=output,
-        output_format=output_name,
+        output_format=written_as.name,
         force=settings.force,
         method=method,
         matched=matched,

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from streamavg.checkpoint import Checkpoint, CheckpointWriter, FileIdentity
 from streamavg.errors import OptionError, UnknownFormatError, UnsupportedFeatureError
-from streamavg.formats import archive, hdf5, keras_archive, keras_legacy, keras_weights
+from streamavg.formats import (
+    archive,
+    hdf5,
+    keras_archive,
+    keras_legacy,
+    keras_weights,
+    legacy_conversion,
+)
 from streamavg.formats.files import RandomAccessFile
 from streamavg.formats.output import OutputFile
 
@@ -53,8 +60,11 @@ FORMATS = (
     ),
 )  # fmt: skip
 _BY_NAME = {format_.name: format_ for format_ in FORMATS}
-_ALSO_WRITABLE = {keras_archive.NAME: (keras_weights.NAME,)}
-"""Other formats that a checkpoint can be written in: an archive's weights alone."""
+_CONVERSIONS: dict[tuple[str, str], Creator] = {
+    (keras_archive.NAME, keras_weights.NAME): keras_weights.create,
+    (keras_legacy.NAME, keras_weights.NAME): legacy_conversion.create,
+}
+"""What else can be written: the weights alone of a checkpoint in another format."""
 _USER_BLOCKS = (0, 512, 1024, 2048, 4096)
 """Offsets at which an HDF5 file may begin after a block of the user's."""
 
@@ -144,28 +154,35 @@ def default_output(reference: Checkpoint) -> Path:
     return Path("averaged" + (matching or list(suffixes))[0])
 
 
-def output_format(reference: Checkpoint, output: Path) -> Format:
+def output_format(reference: Checkpoint, output: Path, *, keeps_optimizer: bool = False) -> Format:
     """The format that `output` asks for by its suffix, if the reference can be written so.
 
     Keras picks its reader by the suffix of the file, so a file under another suffix would not
     load: that is refused.
 
+    Args:
+        reference: gives the layout.
+        output: where the file will be.
+        keeps_optimizer: whether the optimizer's variables are to be written too.
+
     Raises:
         OptionError: the suffix is unknown, or does not fit the reference's layout.
     """
     own = _BY_NAME[reference.format]
-    writable = (own, *(_BY_NAME[name] for name in _ALSO_WRITABLE.get(own.name, ())))
+    writable = [own, *(_BY_NAME[to] for (source, to) in _CONVERSIONS if source == own.name)]
     asked = _format_of_suffix(output)
     suffixes = [f"*{suffix}" for format_ in writable for suffix in format_.suffixes]
     remedy = f"Use {' or '.join(suffixes)}"
     if asked is None:
         raise OptionError(f"{output}: Keras does not load this suffix. {remedy}.")
-    if asked in writable:
-        return asked
-    raise OptionError(
-        f"{output}: the suffix asks for a {asked.title}, but {reference.path} is a {own.title}, "
-        f"and Keras could not load the one under the name of the other. {remedy}."
-    )
+    if asked not in writable:
+        raise OptionError(
+            f"{output}: the suffix asks for a {asked.title}, but {reference.path} is a "
+            f"{own.title}, and Keras could not load the one under the name of the other. {remedy}."
+        )
+    if own.name == keras_legacy.NAME and asked is not own:
+        legacy_conversion.check(reference, keeps_optimizer=keeps_optimizer)
+    return asked
 
 
 def _format_of_suffix(output: Path) -> Format | None:
@@ -199,4 +216,5 @@ def create_writer(
         OutputError: the file cannot be created.
     """
     format_ = output_format(reference, output)
-    return format_.create(reference, dtypes, OutputFile(output, force=force))
+    create = _CONVERSIONS.get((reference.format, format_.name), format_.create)
+    return create(reference, dtypes, OutputFile(output, force=force))

@@ -99,14 +99,21 @@ class Mirror:
             not named are left out.
         excluded: paths of groups that are left out with all that is in them.
         path: of the reference, for errors.
+        marks_bfloat16: as `create_dataset`.
 
     Raises:
         UnsupportedFeatureError: an attribute that cannot be copied.
     """
 
     def __init__(
-        self, dtypes: Mapping[str, np.dtype[Any]], excluded: frozenset[str], path: Path
+        self,
+        dtypes: Mapping[str, np.dtype[Any]],
+        excluded: frozenset[str],
+        path: Path,
+        *,
+        marks_bfloat16: bool = False,
     ) -> None:
+        self._marks_bfloat16 = marks_bfloat16
         self._dtypes = dtypes
         self._excluded = excluded
         self._path = path
@@ -131,13 +138,26 @@ class Mirror:
         if info.addr in self._made:
             target[name] = target.file[self._made[info.addr]]
         elif path in self._dtypes:
-            create_dataset(source, target, name, self._dtypes[path], self._path)
+            create_dataset(
+                source,
+                target,
+                name,
+                self._dtypes[path],
+                self._path,
+                marks_bfloat16=self._marks_bfloat16,
+            )
             if info.rc > 1:
                 self._made[info.addr] = target[name].name
 
 
 def create_dataset(
-    source: h5py.Dataset, group: h5py.Group, name: str, dtype: np.dtype[Any], path: Path
+    source: h5py.Dataset,
+    group: h5py.Group,
+    name: str,
+    dtype: np.dtype[Any],
+    path: Path,
+    *,
+    marks_bfloat16: bool,
 ) -> None:
     """Makes an empty dataset like `source`, contiguous and with its bytes allocated.
 
@@ -149,6 +169,8 @@ def create_dataset(
         name: of the new one, may contain slashes.
         dtype: of the values that will be written, native byte order; object for strings.
         path: of the reference, for errors.
+        marks_bfloat16: whether the layout has the attribute `dtype` on opaque bfloat16 values;
+            legacy files have none.
     """
     if dtype.kind == "O":
         h5py.h5o.copy(source.id, b".", group.id, name.encode(), lcpl=_make_groups())
@@ -157,21 +179,16 @@ def create_dataset(
     creation.set_layout(h5py.h5d.CONTIGUOUS)
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    scalar = h5py.h5s.create(h5py.h5s.SCALAR)
+    space = h5py.h5s.create_simple(source.shape) if source.shape else scalar
     stored_type = _stored_type(source, dtype)
-    space = (
-        h5py.h5s.create_simple(source.shape) if source.shape else h5py.h5s.create(h5py.h5s.SCALAR)
+    made = h5py.Dataset(
+        h5py.h5d.create(
+            group.id, name.encode(), stored_type, space, dcpl=creation, lcpl=_make_groups()
+        )
     )
-    made = h5py.h5d.create(
-        group.id, name.encode(), stored_type, space, dcpl=creation, lcpl=_make_groups()
-    )
-    copy_attributes(source, h5py.Dataset(made), path, without="dtype")
-    if "dtype" in source.attrs or stored_type.get_class() == h5py.h5t.OPAQUE:
-        _mark_bfloat16(h5py.Dataset(made), source, dtype)
-
-
-def _mark_bfloat16(made: h5py.Dataset, source: h5py.Dataset, dtype: np.dtype[Any]) -> None:
-    """Keras finds bfloat16 by this attribute; its legacy files have none and keep none."""
-    if dtype.kind == "V" and (source.dtype.kind != "V" or "dtype" in source.attrs):
+    copy_attributes(source, made, path, without="dtype")
+    if marks_bfloat16 and stored_type.get_class() == h5py.h5t.OPAQUE:
         made.attrs["dtype"] = "bfloat16"
 
 

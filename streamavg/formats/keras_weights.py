@@ -174,7 +174,8 @@ def skeleton(
 
     def make(target: h5py.File) -> None:
         with hdf5_of(reference).opened() as source:
-            Mirror(placed, excluded, reference.path).fill(target, source)
+            mirror = Mirror(placed, excluded, reference.path, marks_bfloat16=True)
+            mirror.fill(target, source)
             # Keras 2.12 to 3.5 do not load a file without it.
             target.require_group(VARIABLES_GROUP)
 
