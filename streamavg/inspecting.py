@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from streamavg.architecture import layer_classes, parse_config
 from streamavg.checkpoint import Role
+from streamavg.dtypes import dtype_name
 from streamavg.formats import FORMATS, open_checkpoint
-from streamavg.record import SCHEMA_VERSION, dtype_name
+from streamavg.record import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     import os

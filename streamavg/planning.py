@@ -27,6 +27,7 @@ import numpy as np
 from streamavg import memory
 from streamavg.architecture import parse_config, quantized_layers
 from streamavg.checkpoint import Kind, Role, Variable
+from streamavg.dtypes import dtype_named
 from streamavg.errors import (
     IncompatibleCheckpointsError,
     MemoryLimitError,
@@ -34,7 +35,6 @@ from streamavg.errors import (
     UnsupportedFeatureError,
 )
 from streamavg.formats import default_output, output_format
-from streamavg.formats.hdf5 import bfloat16
 from streamavg.formats.output import refuse_taken
 from streamavg.matching import MatchedCheckpoints, differing
 from streamavg.units import format_size, parse_size
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from streamavg.checkpoint import Checkpoint
     from streamavg.matching import Source
     from streamavg.methods import Method
-    from streamavg.options import OutputDtype, Settings
+    from streamavg.options import Settings
     from streamavg.selection import Coefficients
 
 DEFAULT_MEMORY_LIMIT = 256 * 1024**2
@@ -55,8 +55,8 @@ SMALLEST_HEADROOM = 64 * 1024**2
 MOST_SLAB_ELEMENTS = 65536
 """Slabs of this size and their accumulators stay in a processor's second-level cache."""
 LEAST_SLAB_ELEMENTS = 4096
-HEADER_BYTES = 5 * 1024**2
-HEADER_BYTES_PER_VARIABLE = 1024
+HEADER_BYTES = 3 * 1024**2 // 2
+HEADER_BYTES_PER_VARIABLE = 768
 """Measured: what the HDF5 library and the allocator take to write a skeleton."""
 _SAMPLED_ELEMENTS = 256
 _SHOWN_NAMES = 3
@@ -254,12 +254,6 @@ def _some(names: Sequence[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _asked_dtype(name: OutputDtype) -> np.dtype[Any] | None:
-    if name == "keep":
-        return None
-    return bfloat16() if name == "bfloat16" else np.dtype(name)
-
-
 class _Policy:
     """Decides what happens to a variable."""
 
@@ -267,7 +261,7 @@ class _Policy:
         paths = [source.path for source in matched.sources]
         self._reference = paths.index(matched.reference.path)
         self._last = len(paths) - 1
-        self._dtype = _asked_dtype(settings.dtype)
+        self._dtype = None if settings.dtype == "keep" else dtype_named(settings.dtype)
         self._settings = settings
 
     def decide(self, variable: Variable) -> PlannedVariable:

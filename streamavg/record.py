@@ -9,15 +9,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from streamavg.dtypes import dtype_name
 from streamavg.planning import Action
 from streamavg.version import __version__
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import numpy as np
 
     from streamavg.planning import MergePlan
 
@@ -158,8 +157,3 @@ def _variable_records(plan: MergePlan) -> tuple[VariableRecord, ...]:
         )
         for planned in plan.variables
     )
-
-
-def dtype_name(dtype: np.dtype[Any]) -> str:
-    """Name of a dtype for people and JSON."""
-    return "string" if dtype.kind == "O" else str(dtype)

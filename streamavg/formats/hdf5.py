@@ -26,6 +26,7 @@ import h5py
 import numpy as np
 
 from streamavg.checkpoint import ABSENT
+from streamavg.dtypes import bfloat16
 from streamavg.errors import CorruptFileError, UnsafeFileError, UnsupportedFeatureError
 from streamavg.formats.files import OPEN_HDF5_FILES, RandomAccessFile, RecentlyOpened
 
@@ -41,8 +42,8 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 DEEPEST_GROUP = 64
 """Nested models go a few levels deep; HDF5 itself allows cycles."""
 LARGEST_TILE_CACHE = 1024**2
-LARGEST_METADATA_CACHE = 1024**2
-"""Bytes; the library's default of 32 MiB a file would be the largest item in a merge."""
+METADATA_CACHE = 128 * 1024
+"""Bytes a file. The library's default grows to 32 MiB, and reading is no faster for it."""
 INFLATION_FLOOR = 16 * 1024**2
 LARGEST_INFLATION = 1000
 """A dataset above the floor may declare at most this many times the bytes that it stores."""
@@ -117,11 +118,7 @@ class Hdf5File:
             opened = h5py.File(self.path, "r", **options)
         else:
             opened = h5py.File(_Window(self), "r", **options)
-        cache = opened.id.get_mdc_config()
-        cache.set_initial_size = True
-        cache.initial_size = cache.min_size = LARGEST_METADATA_CACHE // 2
-        cache.max_size = LARGEST_METADATA_CACHE
-        opened.id.set_mdc_config(cache)
+        limit_metadata_cache(opened)
         return opened
 
     @contextmanager
@@ -237,6 +234,14 @@ class Hdf5Values:
     def close(self) -> None:
         """See `Values`."""
         self._hdf5.close()
+
+
+def limit_metadata_cache(opened: h5py.File) -> None:
+    """Keeps the headers that the library holds in memory small, whatever the file's size."""
+    cache = opened.id.get_mdc_config()
+    cache.set_initial_size = True
+    cache.initial_size = cache.min_size = cache.max_size = METADATA_CACHE
+    opened.id.set_mdc_config(cache)
 
 
 def hdf5_of(checkpoint: Checkpoint) -> Hdf5File:
@@ -425,14 +430,6 @@ def _opaque_is_bfloat16(dataset: h5py.h5d.DatasetID) -> bool:
 
 def _is_bfloat16_float(stored: h5py.h5t.TypeFloatID) -> bool:
     return bool(stored.get_fields() == _BFLOAT16_FIELDS and stored.get_ebias() == 127)
-
-
-def bfloat16() -> np.dtype[Any]:
-    """NumPy's dtype of bfloat16, which the package ml_dtypes provides."""
-    import ml_dtypes  # noqa: PLC0415 - only checkpoints with bfloat16 pay for the import
-
-    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return dtype
 
 
 def _bytes_are_values(dataset: h5py.h5d.DatasetID, dtype: np.dtype[Any]) -> bool:

@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 
 from streamavg.errors import UnsupportedFeatureError
+from streamavg.formats.hdf5 import limit_metadata_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,11 +45,12 @@ class Hdf5Stretch:
 
     def open(self, mode: str) -> h5py.File:
         """Opens the stretch for the HDF5 library; mode "w" or "r+"."""
-        if self.start == 0:
-            return h5py.File(self.output.temporary, mode, libver=("earliest", "v108"))
-        return h5py.File(
-            _WritableWindow(self.output, self.start), mode, libver=("earliest", "v108")
-        )
+        file: Any = self.output.temporary
+        if self.start:
+            file = _WritableWindow(self.output, self.start)
+        opened = h5py.File(file, mode, libver=("earliest", "v108"))
+        limit_metadata_cache(opened)
+        return opened
 
 
 class _WritableWindow:
