@@ -17,6 +17,7 @@ from __future__ import annotations
 import atexit
 import copy
 import math
+import re
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ _KNOWN_FILTERS = {
 }
 _BFLOAT16_FIELDS = (15, 7, 8, 0, 7)
 """Sign, exponent and mantissa positions and widths of a bfloat16 stored as HDF5 float."""
+_DIGITS = re.compile(r"([0-9]+)")
 _THROUGH_LIBRARY = -1
 _ABSENT_OFFSET = -2
 
@@ -251,7 +253,7 @@ def hdf5_of(checkpoint: Checkpoint) -> Hdf5File:
     return values.hdf5
 
 
-def walk(group: h5py.Group, hdf5: Hdf5File, prefix: str = "") -> Iterator[tuple[str, Dataset]]:
+def walk(group: h5py.Group, hdf5: Hdf5File, prefix: str = "") -> Iterator[Dataset]:
     """Finds all datasets in a group and below.
 
     Args:
@@ -260,52 +262,41 @@ def walk(group: h5py.Group, hdf5: Hdf5File, prefix: str = "") -> Iterator[tuple[
         prefix: path of `group` with a slash behind it, or nothing for the root.
 
     Yields:
-        The path of each dataset and its header, groups in natural order (`dense_2` before
-        `dense_10`); a dataset that several paths lead to comes once for each of them.
+        The header of each dataset, groups in natural order (`dense_2` before `dense_10`); a
+        dataset that several paths lead to comes once for each of them.
 
     Raises:
-        UnsafeFileError: links or groups as described above.
+        FormatError: links, groups or datasets as described above.
     """
-    yield from _walk_group(group.id, prefix, hdf5, frozenset())
+    yield from _walk_group(group.id, prefix, Describer(hdf5), frozenset())
 
 
 def _walk_group(
-    group: h5py.h5g.GroupID, prefix: str, hdf5: Hdf5File, ancestors: frozenset[int]
-) -> Iterator[tuple[str, Dataset]]:
+    group: h5py.h5g.GroupID, prefix: str, describer: Describer, ancestors: frozenset[int]
+) -> Iterator[Dataset]:
+    path = describer.path
     address = h5py.h5o.get_info(group).addr
     if address in ancestors:
-        raise UnsafeFileError(hdf5.path, f"group {prefix.rstrip('/')!r} contains itself.")
+        raise UnsafeFileError(path, f"group {prefix.rstrip('/')!r} contains itself.")
     if len(ancestors) >= DEEPEST_GROUP:
         raise UnsafeFileError(
-            hdf5.path, f"groups are nested more than {DEEPEST_GROUP} deep at {prefix[:80]!r}."
+            path, f"groups are nested more than {DEEPEST_GROUP} deep at {prefix[:80]!r}."
         )
     for name in sorted((raw.decode("utf-8") for raw in group), key=natural_key):
-        child = open_child(group, name, prefix, hdf5.path)
-        path = prefix + name
+        child = open_child(group, name, prefix, path)
         if isinstance(child, h5py.h5g.GroupID):
-            yield from _walk_group(child, f"{path}/", hdf5, ancestors | {address})
+            yield from _walk_group(child, f"{prefix}{name}/", describer, ancestors | {address})
         elif isinstance(child, h5py.h5d.DatasetID):
-            yield path, describe(child, path, hdf5)
+            yield describer.describe(child, prefix + name)
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sorts numbers inside names by value: "2" < "10", "dense" < "dense_2" < "dense_10"."""
-    parts: list[tuple[int, int, str]] = []
-    digits = ""
-    text = ""
-    for character in name:
-        if character.isascii() and character.isdigit():
-            if text:
-                parts.append((1, 0, text))
-                text = ""
-            digits += character
-        else:
-            if digits:
-                parts.append((0, int(digits), ""))
-                digits = ""
-            text += character
-    parts.append((0, int(digits), "") if digits else (1, 0, text))
-    return tuple(parts)
+    return tuple(
+        (0, int(part), "") if part.isdigit() else (1, 0, part)
+        for part in _DIGITS.split(name)
+        if part
+    )
 
 
 def open_child(group: h5py.h5g.GroupID, name: str, prefix: str, path: Path) -> Any:
@@ -316,9 +307,13 @@ def open_child(group: h5py.h5g.GroupID, name: str, prefix: str, path: Path) -> A
         CorruptFileError: there is no such member.
     """
     raw = name.encode()
-    if raw not in group:
-        raise CorruptFileError(path, f"{prefix + name!r} is named in the file but not stored.")
-    if group.links.get_info(raw).type != h5py.h5l.TYPE_HARD:
+    try:
+        link = group.links.get_info(raw)
+    except KeyError:
+        raise CorruptFileError(
+            path, f"{prefix + name!r} is named in the file but not stored."
+        ) from None
+    if link.type != h5py.h5l.TYPE_HARD:
         raise UnsafeFileError(
             path,
             f"{prefix + name!r} is a link to somewhere else. Keras writes no such links; "
@@ -345,64 +340,85 @@ def resolve(group: h5py.Group, relative: str, path: Path) -> Any:
     return current
 
 
-def describe(dataset: h5py.h5d.DatasetID, path: str, hdf5: Hdf5File) -> Dataset:
-    """Reads the header of one dataset.
+class Describer:
+    """Reads the headers of the datasets of one file.
 
-    Raises:
-        UnsafeFileError: its data lie outside the file, or its shape is far beyond its data.
-        UnsupportedFeatureError: a type or filter that cannot be averaged or carried.
+    Args:
+        hdf5: the file.
     """
-    creation = dataset.get_create_plist()
-    layout = creation.get_layout()
-    refuse = f"variable {path!r}: "
-    if layout == h5py.h5d.VIRTUAL or creation.get_external_count():
-        raise UnsafeFileError(hdf5.path, f"{refuse}its data are in another file.")
-    space = dataset.get_space()
-    if space.get_simple_extent_type() == h5py.h5s.NULL:
-        raise UnsupportedFeatureError(hdf5.path, f"{refuse}it has no shape (null dataspace).")
-    shape = tuple(int(extent) for extent in dataset.shape)
-    dtype = _native_dtype(dataset, refuse, hdf5.path)
-    tile_bytes = _tile_bytes(creation, layout, dtype, refuse, hdf5.path)
-    declared = math.prod(shape) * dtype.itemsize
-    stored = dataset.get_storage_size()
-    if declared > INFLATION_FLOOR and declared > LARGEST_INFLATION * stored:
-        raise UnsafeFileError(
-            hdf5.path,
-            f"{refuse}declares shape {shape}, {declared:,} bytes, but stores {stored:,} bytes.",
-        )
-    plain = (
-        layout == h5py.h5d.CONTIGUOUS
-        and stored == declared
-        and _bytes_are_values(dataset, dtype)
-        and dataset.get_offset() is not None
-    )
-    offset = int(dataset.get_offset()) if plain else _THROUGH_LIBRARY
-    if plain and offset + declared > hdf5.size:
-        raise CorruptFileError(hdf5.path, f"{refuse}its data lie beyond the end of the file.")
-    info = h5py.h5o.get_info(dataset)
-    return Dataset(path, shape, dtype, offset, tile_bytes, info.addr if info.rc > 1 else None)
+
+    def __init__(self, hdf5: Hdf5File) -> None:
+        self.path = hdf5.path
+        self._size = hdf5.size
+        self._types: dict[bytes, tuple[np.dtype[Any], bool]] = {}
+
+    def describe(self, dataset: h5py.h5d.DatasetID, path: str) -> Dataset:
+        """Reads the header of one dataset.
+
+        Raises:
+            UnsafeFileError: its data lie outside the file, or its shape is far beyond its data.
+            UnsupportedFeatureError: a type or filter that cannot be averaged or carried.
+            CorruptFileError: its data lie beyond the end of the file.
+        """
+        refuse = f"variable {path!r}: "
+        space = dataset.get_space()
+        if space.get_simple_extent_type() == h5py.h5s.NULL:
+            raise UnsupportedFeatureError(self.path, f"{refuse}it has no shape (null dataspace).")
+        shape: tuple[int, ...] = space.get_simple_extent_dims()
+        offset = dataset.get_offset()  # None unless contiguous, in this file, and written
+        tile_elements = 0
+        if offset is None:
+            tile_elements = self._tile_elements(dataset, refuse)
+        dtype, is_plain = self._type_of(dataset, refuse)
+        declared = math.prod(shape) * dtype.itemsize
+        stored = dataset.get_storage_size()
+        if declared > INFLATION_FLOOR and declared > LARGEST_INFLATION * stored:
+            raise UnsafeFileError(
+                self.path,
+                f"{refuse}declares shape {shape}, {declared:,} bytes, but stores {stored:,} bytes.",
+            )
+        if offset is None or not is_plain or stored != declared:
+            offset = _THROUGH_LIBRARY
+        elif offset + declared > self._size:
+            raise CorruptFileError(self.path, f"{refuse}its data lie beyond the end of the file.")
+        info = h5py.h5o.get_info(dataset)
+        address = info.addr if info.rc > 1 else None
+        return Dataset(path, shape, dtype, offset, tile_elements * dtype.itemsize, address)
+
+    def _tile_elements(self, dataset: h5py.h5d.DatasetID, refuse: str) -> int:
+        """Elements that the library decodes at once; refuses what is not stored in this file."""
+        creation = dataset.get_create_plist()
+        layout = creation.get_layout()
+        if layout == h5py.h5d.VIRTUAL or creation.get_external_count():
+            raise UnsafeFileError(self.path, f"{refuse}its data are in another file.")
+        filters = [creation.get_filter(number)[0] for number in range(creation.get_nfilters())]
+        unknown = [code for code in filters if code not in _KNOWN_FILTERS]
+        if unknown:
+            raise UnsupportedFeatureError(
+                self.path,
+                f"{refuse}it is compressed with HDF5 filter {unknown[0]}. "
+                "Known filters: gzip, shuffle, fletcher32, lzf.",
+            )
+        if layout != h5py.h5d.CHUNKED or not filters:
+            return 0
+        return math.prod(map(int, creation.get_chunk()))
+
+    def _type_of(self, dataset: h5py.h5d.DatasetID, refuse: str) -> tuple[np.dtype[Any], bool]:
+        """The dtype of the values, and whether the stored bytes are the array's bytes here."""
+        stored = dataset.get_type()
+        if stored.get_class() == h5py.h5t.OPAQUE:  # its meaning is in an attribute
+            return _native_dtype(dataset, stored, refuse, self.path), True
+        key = stored.encode()
+        if key not in self._types:
+            dtype = _native_dtype(dataset, stored, refuse, self.path)
+            self._types[key] = dtype, _bytes_are_values(stored, dtype)
+        return self._types[key]
 
 
-def _tile_bytes(
-    creation: h5py.h5p.PropDCID, layout: int, dtype: np.dtype[Any], refuse: str, path: Path
-) -> int:
-    """Bytes that the library decodes at once; refuses filters that are not part of HDF5."""
-    filters = [creation.get_filter(number)[0] for number in range(creation.get_nfilters())]
-    unknown = [code for code in filters if code not in _KNOWN_FILTERS]
-    if unknown:
-        raise UnsupportedFeatureError(
-            path,
-            f"{refuse}it is compressed with HDF5 filter {unknown[0]}. "
-            "Known filters: gzip, shuffle, fletcher32, lzf.",
-        )
-    if layout != h5py.h5d.CHUNKED or not filters:
-        return 0
-    return math.prod(map(int, creation.get_chunk())) * dtype.itemsize
-
-
-def _native_dtype(dataset: h5py.h5d.DatasetID, refuse: str, path: Path) -> np.dtype[Any]:
+def _native_dtype(
+    dataset: h5py.h5d.DatasetID, stored: h5py.h5t.TypeID, refuse: str, path: Path
+) -> np.dtype[Any]:
     """The NumPy dtype whose values the dataset holds, in native byte order."""
-    stored = dataset.get_type()
     kind = stored.get_class()
     if kind == h5py.h5t.STRING or h5py.check_string_dtype(dataset.dtype) is not None:
         return np.dtype(object)
@@ -432,16 +448,15 @@ def _is_bfloat16_float(stored: h5py.h5t.TypeFloatID) -> bool:
     return bool(stored.get_fields() == _BFLOAT16_FIELDS and stored.get_ebias() == 127)
 
 
-def _bytes_are_values(dataset: h5py.h5d.DatasetID, dtype: np.dtype[Any]) -> bool:
-    """Whether the stored bytes are the array's bytes on this machine."""
+def _bytes_are_values(stored: h5py.h5t.TypeID, dtype: np.dtype[Any]) -> bool:
+    """Whether stored bytes of this type are the array's bytes on this machine."""
     if dtype.kind == "O":
         return False
-    stored = dataset.get_type()
+    if dtype.itemsize == 1:
+        return True
     native_order = h5py.h5t.ORDER_LE if sys.byteorder == "little" else h5py.h5t.ORDER_BE
     if stored.get_class() == h5py.h5t.ENUM:
         stored = stored.get_super()
-    if stored.get_class() == h5py.h5t.OPAQUE or dtype.itemsize == 1:
-        return True
     return bool(stored.get_order() == native_order)
 
 

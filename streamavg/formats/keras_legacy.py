@@ -23,7 +23,7 @@ import numpy as np
 from streamavg.checkpoint import Checkpoint, FileIdentity, Layer, Role, Variable
 from streamavg.errors import CorruptFileError, UnsafeFileError
 from streamavg.formats.files import RandomAccessFile
-from streamavg.formats.hdf5 import Dataset, Hdf5File, Hdf5Values, describe, hdf5_of, resolve, walk
+from streamavg.formats.hdf5 import Dataset, Describer, Hdf5File, Hdf5Values, hdf5_of, resolve, walk
 from streamavg.formats.hdf5_writing import Hdf5CheckpointWriter, Hdf5Stretch, Mirror
 from streamavg.formats.roles import assign_roles
 
@@ -123,6 +123,7 @@ def _layer_datasets(
     weights: h5py.Group, prefix: str, hdf5: Hdf5File
 ) -> Iterator[tuple[str, str, Dataset]]:
     """Yields layer, weight name and header of each dataset, in the file's order."""
+    describer = Describer(hdf5)
     layers = read_names(weights, "layer_names")
     if TOP_LEVEL_GROUP in weights:
         layers.append(TOP_LEVEL_GROUP)
@@ -133,14 +134,13 @@ def _layer_datasets(
             found = resolve(group, name, hdf5.path)
             if not isinstance(found, h5py.h5d.DatasetID):
                 raise CorruptFileError(hdf5.path, f"variable '{layer}/{name}' is not an array.")
-            yield layer, name, describe(found, f"{prefix}{layer}/{name}", hdf5)
+            yield layer, name, describer.describe(found, f"{prefix}{layer}/{name}")
 
 
 def _optimizer_datasets(opened: h5py.File, hdf5: Hdf5File) -> Iterator[Dataset]:
     if OPTIMIZER_GROUP in opened:
         resolve(opened, OPTIMIZER_GROUP, hdf5.path)
-        for _, dataset in walk(opened[OPTIMIZER_GROUP], hdf5, f"{OPTIMIZER_GROUP}/"):
-            yield dataset
+        yield from walk(opened[OPTIMIZER_GROUP], hdf5, f"{OPTIMIZER_GROUP}/")
 
 
 def _variables(

@@ -92,7 +92,8 @@ def describe_weights(
     unread = 0
     layers: dict[str, Layer] = {}
     with hdf5.opened() as opened:
-        for path, dataset in walk(opened, hdf5):
+        for dataset in walk(opened, hdf5):
+            path = dataset.path
             layer_path = owner(path)
             if layer_path is None:
                 unread += 1
@@ -134,8 +135,9 @@ def owner(path: str) -> str | None:
 
 
 def _layer(opened: h5py.File, path: str) -> Layer:
-    group = opened[f"{path}/{VARIABLES_GROUP}".lstrip("/")]
-    name: Any = group.attrs.get("name")
+    group = h5py.h5g.open(opened.id, f"{path}/{VARIABLES_GROUP}".lstrip("/").encode())
+    has_name = h5py.h5a.exists(group, b"name")
+    name: Any = h5py.Group(group).attrs["name"] if has_name else None
     parent, _, member = path.rpartition("/")
     in_container = last_part(parent) in CONTAINERS
     return Layer(

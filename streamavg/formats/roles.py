@@ -44,9 +44,13 @@ def assign_roles(
         for parent, siblings in groups.items()
     }
     return tuple(
-        replace(variable, role=_role(variable, roles[_parent(variable.path)]))
+        _with_role(variable, _role(variable, roles[_parent(variable.path)]))
         for variable in variables
     )
+
+
+def _with_role(variable: Variable, role: Role) -> Variable:
+    return variable if variable.role == role else replace(variable, role=role)
 
 
 def _parent(path: str) -> str:
@@ -57,7 +61,7 @@ def _role(variable: Variable, group_role: Role) -> Role:
     name = last_part(variable.path)
     if variable.role != Role.WEIGHT:
         return variable.role
-    if any("seed_generator" in part for part in variable.path.split("/")):
+    if "seed_generator" in variable.path:
         return Role.SEED
     if name == _TF_IDF_KEY:
         return Role.PREPROCESSING
