@@ -51,6 +51,15 @@ class Kind(enum.StrEnum):
     STRING = "string"
 
 
+class Naming(enum.StrEnum):
+    """How a format names variables."""
+
+    BY_PLACE = "by place"
+    """By their place in the model, `layers/dense_1/vars/0`: the same in every process."""
+    BY_LAYER = "by layer"
+    """By the name of their layer, `dense_6/kernel`, in which Keras counts what it built."""
+
+
 @dataclass(frozen=True, slots=True)
 class Variable:
     """A named array in a checkpoint; no values."""
@@ -209,8 +218,7 @@ class Checkpoint:
     path: Path
     format: str
     """Name of the format: `keras-weights`, `keras-archive` or `keras-legacy`."""
-    suffix: str
-    """File suffix with which Keras reads this layout back."""
+    naming: Naming
     producer: str | None
     """Version of the Keras that wrote it, such as "3.15.1"; None where the file does not tell."""
     variables: tuple[Variable, ...]

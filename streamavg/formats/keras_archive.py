@@ -21,7 +21,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamavg.checkpoint import Checkpoint, FileIdentity
+from streamavg.checkpoint import Checkpoint, FileIdentity, Naming
 from streamavg.errors import CorruptFileError, UnsupportedFeatureError
 from streamavg.formats import keras_weights
 from streamavg.formats.archive import (
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from streamavg.formats.output import OutputFile
 
 NAME = "keras-archive"
-SUFFIX = ".keras"
 METADATA, CONFIG, WEIGHTS = "metadata.json", "config.json", "model.weights.h5"
 ASSETS = "assets/"
 LARGEST_JSON = 16 * 1024**2
@@ -63,7 +62,7 @@ def read(path: Path, identity: FileIdentity) -> Checkpoint:
     return Checkpoint(
         path=path,
         format=NAME,
-        suffix=SUFFIX,
+        naming=Naming.BY_PLACE,
         producer=str(metadata.get("keras_version", "")) or None,
         variables=variables,
         layers=layers,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from streamavg.checkpoint import Checkpoint, FileIdentity, Layer, Role, Variable
+from streamavg.checkpoint import Checkpoint, FileIdentity, Layer, Naming, Role, Variable
 from streamavg.errors import CorruptFileError, UnsafeFileError
 from streamavg.formats.files import RandomAccessFile
 from streamavg.formats.hdf5 import Dataset, Describer, Hdf5File, Hdf5Values, hdf5_of, resolve, walk
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from streamavg.formats.output import OutputFile
 
 NAME = "keras-legacy"
-SUFFIX = ".h5"
 WEIGHTS_GROUP = "model_weights"
 OPTIMIZER_GROUP = "optimizer_weights"
 TOP_LEVEL_GROUP = "top_level_model_weights"
@@ -77,7 +76,7 @@ def read(path: Path, identity: FileIdentity) -> Checkpoint:
     return Checkpoint(
         path=path,
         format=NAME,
-        suffix=SUFFIX,
+        naming=Naming.BY_LAYER,
         producer=producer,
         variables=assign_roles(variables, {}),
         layers=tuple(Layer(name, name, None) for name in layers if name != OPTIMIZER_GROUP),

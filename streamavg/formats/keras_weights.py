@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 
 from streamavg.architecture import automatic_name
-from streamavg.checkpoint import Checkpoint, FileIdentity, Layer, Role, Variable, last_part
+from streamavg.checkpoint import Checkpoint, FileIdentity, Layer, Naming, Role, Variable, last_part
 from streamavg.formats.files import RandomAccessFile
 from streamavg.formats.hdf5 import Dataset, Hdf5File, Hdf5Values, hdf5_of, walk
 from streamavg.formats.hdf5_writing import Hdf5CheckpointWriter, Hdf5Stretch, Mirror
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from streamavg.formats.output import OutputFile
 
 NAME = "keras-weights"
-SUFFIX = ".weights.h5"
 VARIABLES_GROUP = "vars"
 CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
 """Groups whose members are named after their class."""
@@ -63,7 +62,7 @@ def read(path: Path, identity: FileIdentity) -> Checkpoint:
     return Checkpoint(
         path=path,
         format=NAME,
-        suffix=SUFFIX,
+        naming=Naming.BY_PLACE,
         producer=None,
         variables=variables,
         layers=layers,
