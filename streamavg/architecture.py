@@ -159,7 +159,11 @@ def compare_configs(
             same setting in different ways, only classes and the order of layers can be errors.
     """
     comparison = _Comparison(_canonical_names(reference), _canonical_names(other), versions)
-    comparison.compare_objects(reference, other, "the model")
+    try:
+        comparison.compare_objects(reference, other, "the model")
+    except RecursionError:
+        text = "the model: its configuration is nested too deeply to be compared"
+        comparison.found.append(ConfigDifference(text, is_error=True))
     return comparison.found
 
 
@@ -201,11 +205,15 @@ class _Comparison:
 
     def compare_objects(self, reference: Any, other: Any, where: str) -> None:
         """Compares two serialised objects: class, then settings."""
+        if not isinstance(reference, dict) or not isinstance(other, dict):
+            if reference != other:
+                self._differ(where, "configuration", reference, other, is_error=True)
+            return
         class_name, other_class = reference.get("class_name"), other.get("class_name")
         if class_name != other_class:
             self._differ(where, "class", class_name, other_class, is_error=True)
             return
-        if isinstance(class_name, str) and _TRAINING_CLASSES.fullmatch(class_name):
+        if _TRAINING_CLASSES.fullmatch(str(class_name)):
             return
         first = len(self.found)
         settings, other_settings = reference.get("config"), other.get("config")
@@ -214,7 +222,7 @@ class _Comparison:
             self._compare(settings, other_settings, where, "config", is_known)
         else:
             self._compare_settings(settings, other_settings, where, is_known)
-        if class_name in _PREPROCESSING_CLASSES:
+        if str(class_name) in _PREPROCESSING_CLASSES:
             self._blame_preprocessing(first)
         for key in _REFERENCES:
             self._compare_references(reference.get(key), other.get(key), where, key)
@@ -237,8 +245,9 @@ class _Comparison:
             elif key in _REFERENCES:
                 self._compare_references(ours, theirs, where, key)
             elif _ROUNDING.fullmatch(key):
-                if self._names_of_policy(ours) != self._names_of_policy(theirs):
-                    self._differ(where, key, ours, theirs, is_error=False)
+                policies = _policy_name(ours), _policy_name(theirs)
+                if policies[0] != policies[1]:
+                    self._differ(where, key, *policies, is_error=False)
             else:
                 self._compare(ours, theirs, where, key, is_known)
 
@@ -287,12 +296,6 @@ class _Comparison:
         else:
             self._differ(where, key, ours, theirs, is_error=is_known and self._same_major)
 
-    def _names_of_policy(self, policy: Any) -> Any:
-        """A dtype policy by its name, however it is written."""
-        if isinstance(policy, dict) and isinstance(policy.get("config"), dict):
-            return policy["config"].get("name", policy.get("class_name"))
-        return policy
-
     def _differ(self, where: str, key: str, ours: Any, theirs: Any, *, is_error: bool) -> None:
         text = f"{where}: {key} is {_shown(theirs)}, expected {_shown(ours)}"
         self.found.append(ConfigDifference(text, is_error))
@@ -302,6 +305,13 @@ class _Comparison:
         for index, difference in enumerate(self.found[first:], first):
             text = f"{difference.text} ({DIFFERENT_DATA})"
             self.found[index] = ConfigDifference(text, difference.is_error)
+
+
+def _policy_name(policy: Any) -> Any:
+    """A dtype policy by its name, however it is written."""
+    if isinstance(policy, dict) and isinstance(policy.get("config"), dict):
+        return policy["config"].get("name", policy.get("class_name"))
+    return policy
 
 
 def _are_nested(ours: Any, theirs: Any) -> bool:

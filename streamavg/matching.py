@@ -84,21 +84,29 @@ def match(
     sources: list[Source] = []
     expected = Described(reference)
     configured = None if reference.config is None else expected
-    for checkpoint in checkpoints:
-        findings = Findings(expected, Described(checkpoint))
-        if configured is not None:
-            _compare_architectures(configured, findings)
-        elif checkpoint.config is not None:
-            configured = findings.found
-        sources.append(_match_one(findings, by, preprocessing))
-        differences += findings.differences
-        notes += findings.notes
-    if differences:
-        raise IncompatibleCheckpointsError(differences)
+    try:
+        for checkpoint in checkpoints:
+            findings = Findings(expected, Described(checkpoint))
+            sources.append(_match_one(findings, configured, by, preprocessing))
+            if configured is None and checkpoint.config is not None:
+                configured = findings.found
+            differences += findings.differences
+            notes += findings.notes
+        if differences:
+            raise IncompatibleCheckpointsError(differences)
+    except BaseException:
+        for source in sources:
+            source.values.close()
+        raise
     return MatchedCheckpoints(reference, tuple(sources), tuple(dict.fromkeys(notes)))
 
 
-def _match_one(findings: Findings, by: MatchBy, preprocessing: PreprocessingPolicy) -> Source:
+def _match_one(
+    findings: Findings,
+    configured: Described | None,
+    by: MatchBy,
+    preprocessing: PreprocessingPolicy,
+) -> Source:
     reference, checkpoint = findings.reference.checkpoint, findings.found.checkpoint
     is_reference = checkpoint.path == reference.path
     if is_reference:
@@ -106,16 +114,14 @@ def _match_one(findings: Findings, by: MatchBy, preprocessing: PreprocessingPoli
     else:
         positions = pair(findings, by)
         _compare_assets(findings, preprocessing)
-    source = Source(
-        checkpoint.path,
-        checkpoint.format,
-        checkpoint.producer,
-        checkpoint.values.aligned(positions),
-        checkpoint.identity,
-    )
+    if configured is not None:
+        _compare_architectures(configured, findings)
+    values = checkpoint.values.aligned(positions)
     if not findings.differences and not is_reference:
-        _compare_preprocessing(source, preprocessing, findings)
-    return source
+        _compare_preprocessing(values, preprocessing, findings)
+    return Source(
+        checkpoint.path, checkpoint.format, checkpoint.producer, values, checkpoint.identity
+    )
 
 
 def _compare_architectures(configured: Described, findings: Findings) -> None:
@@ -142,14 +148,14 @@ def _compare_assets(findings: Findings, policy: PreprocessingPolicy) -> None:
             _blame_data(f"asset {name!r}: its content differs", policy, findings)
 
 
-def _compare_preprocessing(source: Source, policy: PreprocessingPolicy, findings: Findings) -> None:
+def _compare_preprocessing(values: Values, policy: PreprocessingPolicy, findings: Findings) -> None:
     reference = findings.reference.checkpoint
     positions = [
         position
         for position, variable in enumerate(reference.variables)
         if variable.role == Role.PREPROCESSING
     ]
-    for position in differing(reference.variables, reference.values, source.values, positions):
+    for position in differing(reference.variables, reference.values, values, positions):
         path = reference.variables[position].path
         _blame_data(f"variable {path!r}: its values differ", policy, findings)
 

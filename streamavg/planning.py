@@ -19,6 +19,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -371,22 +372,40 @@ def summing_order(
     order that follows from the values themselves makes the result the same, bit for bit, in
     whatever order, under whatever names and in whatever container the checkpoints are given.
 
+    The sample is the beginning of the largest variables; where checkpoints agree in that (a
+    frozen embedding, say), the beginning of all variables.
+
     Returns:
-        Indices of the checkpoints, by a digest of a sample of their values, then coefficient.
+        Indices of the checkpoints, by a digest of the sample, then by coefficient.
     """
     sizes = [p.variable.size if p.action == Action.AVERAGE else 0 for p in variables]
-    largest = max(sizes, default=0)
-    positions = [position for position, size in enumerate(sizes) if size == largest and size]
+    averaged = [position for position, size in enumerate(sizes) if size]
+    largest = [position for position in averaged if sizes[position] == max(sizes)]
+    keys = [(_sample_digest(source, matched.reference, largest),) for source in matched.sources]
+    twins = {key for key, count in Counter(keys).items() if count > 1}
+    full_keys = [
+        (*key, _sample_digest(source, matched.reference, averaged) if key in twins else 0)
+        for key, source in zip(keys, matched.sources, strict=True)
+    ]
+    return tuple(
+        sorted(
+            range(len(full_keys)),
+            key=lambda index: (
+                full_keys[index],
+                coefficients.numerators[index],
+                str(matched.sources[index].path),
+            ),
+        )
+    )
 
-    def key(index: int) -> tuple[int, float, str]:
-        source = matched.sources[index]
-        digests = 0
-        for position in positions:
-            variable = matched.reference.variables[position]
-            sample = np.empty(min(variable.size, _SAMPLED_ELEMENTS), variable.dtype)
-            source.values.read_into(position, 0, sample)
-            digest = hashlib.blake2b(sample.tobytes(), digest_size=16)
-            digests += int.from_bytes(digest.digest(), "little")
-        return digests, coefficients.numerators[index], str(source.path)
 
-    return tuple(sorted(range(len(matched.sources)), key=key))
+def _sample_digest(source: Source, reference: Checkpoint, positions: Sequence[int]) -> int:
+    """A number from the first elements of some variables, whatever the variables' order."""
+    digests = 0
+    for position in positions:
+        variable = reference.variables[position]
+        sample = np.empty(min(variable.size, _SAMPLED_ELEMENTS), variable.dtype)
+        source.values.read_into(position, 0, sample)
+        digest = hashlib.blake2b(sample.tobytes(), digest_size=16)
+        digests += int.from_bytes(digest.digest(), "little")
+    return digests

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Sequence
 
-SUM_TOLERANCE = 1e-6
+SUM_TOLERANCE = 1e-6 * (1 + 1e-6)
+"""How far a sum of weights may be from 1; a little wide, so that 0.999999 is within 1e-6."""
 
 
 @dataclass(frozen=True, slots=True)

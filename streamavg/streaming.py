@@ -90,7 +90,9 @@ class _SerialEngine:
         source = planned.carried_from
         assert source is not None, "a carried variable comes from a checkpoint"
         if planned.variable.kind == Kind.STRING and self._is_reference(source):
-            return  # the skeleton has them: strings lie in a heap, not at an offset
+            # The skeleton has them: strings lie in a heap, not at an offset.
+            self._progress(slab.count * planned.variable.dtype.itemsize)
+            return
         self._writer.write(slab.position, slab.start, self._read(source, slab, planned.variable))
 
     def _is_reference(self, checkpoint: int) -> bool:

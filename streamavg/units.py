@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from fractions import Fraction
 
 from streamavg.errors import OptionError
 
@@ -15,7 +16,7 @@ _FACTORS = {
     "t": 1024**4, "tib": 1024**4, "tb": 1000**4,
 }  # fmt: skip
 _BINARY_UNITS = ("KiB", "MiB", "GiB", "TiB")
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
 def parse_size(text: str | int) -> int:
@@ -38,7 +39,7 @@ def parse_size(text: str | int) -> int:
         match = _SIZE.fullmatch(text)
         if match is None or match[2].lower() not in _FACTORS:
             raise OptionError(f"{text!r} is not a size. Write it like 64MiB, 512M or 2GB.")
-        size = int(float(match[1]) * _FACTORS[match[2].lower()])
+        size = int(Fraction(match[1]) * _FACTORS[match[2].lower()])
     if size <= 0:
         raise OptionError(f"{text!r} is not a size: it must be more than zero bytes.")
     return size
@@ -50,5 +51,5 @@ def format_size(size: float) -> str:
         return f"{size:.0f} B"
     power = min(int(math.log(size, 1024)), len(_BINARY_UNITS))
     value = size / 1024**power
-    digits = f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    digits = f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
     return f"{digits} {_BINARY_UNITS[power - 1]}"

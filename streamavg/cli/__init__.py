@@ -44,10 +44,17 @@ class _Commands(click.Group):
         return command
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, package_name="streamavg")
-def streamavg() -> None:
+@click.pass_context
+def streamavg(context: click.Context) -> None:
     """Average Keras checkpoint files in bounded memory, without loading the models."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def main() -> NoReturn:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from streamavg.cli.progress import choose_progress
+from streamavg.errors import OutputError
 from streamavg.options import CHOICES, MergeOptions
 from streamavg.units import format_size
 
@@ -82,15 +83,17 @@ def command(
     chosen = cast("MergeOptions", options)
     if dry_run:
         record = plan(checkpoints, output, **chosen)
+        _check_record_file(record_file, record)
         click.echo(record.to_json() if as_json else "\n".join(_plan_lines(record)))
     else:
         with choose_progress(shown=not (quiet or no_progress)) as progress:
+
+            def begin(planned: MergeRecord) -> None:
+                _check_record_file(record_file, planned)
+                progress.begin(planned.bytes_read)
+
             record = merge(
-                checkpoints,
-                output,
-                on_plan=lambda planned: progress.begin(planned.bytes_read),
-                on_progress=progress.advance,
-                **chosen,
+                checkpoints, output, on_plan=begin, on_progress=progress.advance, **chosen
             )
         if as_json:
             click.echo(record.to_json())
@@ -100,6 +103,22 @@ def command(
             click.echo(_summary(record), err=True)
     if record_file is not None:
         record.save(Path(record_file))
+
+
+def _check_record_file(name: str | None, planned: MergeRecord) -> None:
+    """Refuses a file for the record that is an input or the output, or has no folder."""
+    if name is None:
+        return
+    path = Path(name)
+    if not path.parent.is_dir() or path.is_dir():
+        raise OutputError(path, "the record cannot be written there. Name a file in a folder.")
+    for other in (planned.output, *(input_.path for input_ in planned.inputs)):
+        if path.resolve() == Path(other).resolve() or _is_same_file(path, Path(other)):
+            raise OutputError(path, f"is {other}, which the record must not replace.")
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    return path.exists() and other.exists() and path.samefile(other)
 
 
 def _summary(record: MergeRecord) -> str:

@@ -41,7 +41,7 @@ def choose_progress(*, shown: bool) -> Progress:
     """The progress that fits stderr, or none."""
     if not shown:
         return _Silence()
-    return _Bar() if sys.stderr.isatty() else _Lines()
+    return _Bar() if sys.stderr is not None and sys.stderr.isatty() else _Lines()
 
 
 class _Silence:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    Reader = Callable[[Path, FileIdentity], Checkpoint]
+    Reader = Callable[[RandomAccessFile], Checkpoint]
     Creator = Callable[[Checkpoint, Sequence[np.dtype[Any] | None], OutputFile], CheckpointWriter]
 
 
@@ -84,39 +84,38 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Memory: about 500 bytes a variable, and the model's configuration.
     """
     path = Path(path)
-    format_ = recognise(path)
-    return format_.read(path, FileIdentity.of(path))
-
-
-def recognise(path: Path) -> Format:
-    """Tells the format of a file by its content.
-
-    Raises:
-        UnknownFormatError: no format that we know.
-        UnsupportedFeatureError: a format that we know and do not read.
-    """
     refusal = _other_format(path)
     if refusal is not None:
         raise UnsupportedFeatureError(path, refusal)
     try:
-        identity = FileIdentity.of(path)
+        file = RandomAccessFile(path, FileIdentity.of(path))
         head = _head(path)
     except OSError as error:
         raise UnknownFormatError(path, f"cannot be opened: {error.strerror}.") from error
+    try:
+        return _recognise(file, head).read(file)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _recognise(file: RandomAccessFile, head: bytes) -> Format:
+    """Tells the format of a file by its content. Raises: UnknownFormatError."""
     if head.startswith(archive.SIGNATURE):
         return _BY_NAME[keras_archive.NAME]
     if not any(head[start:].startswith(hdf5.SIGNATURE) for start in _USER_BLOCKS):
         raise UnknownFormatError(
-            path,
+            file.path,
             f"is no Keras checkpoint: it starts with {head[:8]!r}. "
             "Known: .keras archives, .weights.h5 and legacy .h5 files.",
         )
-    with hdf5.Hdf5File(RandomAccessFile(path, identity)).opened() as opened:
+    with hdf5.Hdf5File(file).opened() as opened:
         for layout in (keras_legacy, keras_weights):
             if layout.recognises(opened):
                 return _BY_NAME[layout.NAME]
     raise UnknownFormatError(
-        path, "is an HDF5 file, but no Keras checkpoint: it has neither layer names nor 'vars'."
+        file.path,
+        "is an HDF5 file, but no Keras checkpoint: it has neither layer names nor 'vars'.",
     )
 
 

@@ -50,17 +50,16 @@ LARGEST_JSON = 16 * 1024**2
 """Bytes; the largest configuration in keras.applications has 0.6 MB."""
 
 
-def read(path: Path, identity: FileIdentity) -> Checkpoint:
+def read(file: RandomAccessFile) -> Checkpoint:
     """Reads the headers of a `.keras` archive. Raises: FormatError."""
-    file = RandomAccessFile(path, identity)
     members = read_members(file)
-    _require_keras(members, path)
+    _require_keras(members, file.path)
     metadata = _metadata(file, members)
     hdf5 = _weights_file(file, members[WEIGHTS])
     variables, layers, values, notes = keras_weights.describe_weights(hdf5)
     config = read_content(file, members[CONFIG], LARGEST_JSON)
     return Checkpoint(
-        path=path,
+        path=file.path,
         format=NAME,
         naming=Naming.BY_PLACE,
         producer=str(metadata.get("keras_version", "")) or None,
@@ -69,7 +68,7 @@ def read(path: Path, identity: FileIdentity) -> Checkpoint:
         config=config.decode("utf-8", "replace"),
         assets=_asset_digests(file, members),
         values=values,
-        identity=identity,
+        identity=file.identity,
         notes=notes,
     )
 
@@ -168,6 +167,7 @@ def create(
             if name not in {METADATA, CONFIG, WEIGHTS}:
                 builder.copy(file, member)
         builder.close()
+        file.close()
 
     return Hdf5CheckpointWriter(
         Hdf5Stretch(output, start),

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from streamavg.checkpoint import Checkpoint, FileIdentity, Layer, Naming, Role, Variable
+from streamavg.checkpoint import Checkpoint, Layer, Naming, Role, Variable
 from streamavg.errors import CorruptFileError, UnsafeFileError
-from streamavg.formats.files import RandomAccessFile
 from streamavg.formats.hdf5 import Dataset, Describer, Hdf5File, Hdf5Values, hdf5_of, resolve, walk
 from streamavg.formats.hdf5_writing import Hdf5CheckpointWriter, Hdf5Stretch, Mirror
 from streamavg.formats.roles import assign_roles
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from streamavg.formats.files import RandomAccessFile
     from streamavg.formats.output import OutputFile
 
 NAME = "keras-legacy"
@@ -56,9 +56,10 @@ def _has_names(group: h5py.Group, attribute: str) -> Iterator[bool]:
     yield f"{attribute}0" in group.attrs
 
 
-def read(path: Path, identity: FileIdentity) -> Checkpoint:
+def read(file: RandomAccessFile) -> Checkpoint:
     """Reads the headers of a legacy file. Raises: FormatError."""
-    hdf5 = Hdf5File(RandomAccessFile(path, identity))
+    path = file.path
+    hdf5 = Hdf5File(file)
     with hdf5.opened() as opened:
         weights, prefix = _weights_group(opened, path)
         found = list(_layer_datasets(weights, prefix, hdf5))
@@ -83,7 +84,7 @@ def read(path: Path, identity: FileIdentity) -> Checkpoint:
         config=config,
         assets={},
         values=Hdf5Values(hdf5, [*datasets, *optimizer]),
-        identity=identity,
+        identity=file.identity,
     )
 
 

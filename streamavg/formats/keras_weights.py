@@ -19,18 +19,17 @@ from typing import TYPE_CHECKING, Any
 import h5py
 
 from streamavg.architecture import automatic_name
-from streamavg.checkpoint import Checkpoint, FileIdentity, Layer, Naming, Role, Variable, last_part
-from streamavg.formats.files import RandomAccessFile
+from streamavg.checkpoint import Checkpoint, Layer, Naming, Role, Variable, last_part
 from streamavg.formats.hdf5 import Dataset, Hdf5File, Hdf5Values, hdf5_of, walk
 from streamavg.formats.hdf5_writing import Hdf5CheckpointWriter, Hdf5Stretch, Mirror
 from streamavg.formats.roles import assign_roles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     import numpy as np
 
+    from streamavg.formats.files import RandomAccessFile
     from streamavg.formats.output import OutputFile
 
 NAME = "keras-weights"
@@ -55,12 +54,11 @@ def _is_hard(opened: h5py.File, name: str) -> bool:
     return bool(opened.get(name, getclass=True, getlink=True) == h5py.HardLink)
 
 
-def read(path: Path, identity: FileIdentity) -> Checkpoint:
+def read(file: RandomAccessFile) -> Checkpoint:
     """Reads the headers of a `.weights.h5` file. Raises: FormatError."""
-    hdf5 = Hdf5File(RandomAccessFile(path, identity))
-    variables, layers, values, notes = describe_weights(hdf5)
+    variables, layers, values, notes = describe_weights(Hdf5File(file))
     return Checkpoint(
-        path=path,
+        path=file.path,
         format=NAME,
         naming=Naming.BY_PLACE,
         producer=None,
@@ -69,7 +67,7 @@ def read(path: Path, identity: FileIdentity) -> Checkpoint:
         config=None,
         assets={},
         values=values,
-        identity=identity,
+        identity=file.identity,
         notes=notes,
     )
 

@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import streamavg
+from streamavg.checkpoint import FileIdentity
+from streamavg.formats.files import OPEN_DESCRIPTORS, RandomAccessFile, RecentlyOpened
+from tests.checkpoint_files import Storage, write_weights
+
+
+def opened_file(path, content=b"0123456789"):
+    path.write_bytes(content)
+    return RandomAccessFile(path, FileIdentity.of(path))
+
+
+def test_the_file_used_longest_ago_is_closed_first():
+    closed = []
+    recent = RecentlyOpened(2, closed.append)
+    for key in "abacb":
+        recent.get(key, key.upper)
+    assert closed == ["B", "A"]
+    recent.close("c")
+    recent.close("c")
+    assert closed == ["B", "A", "C"]
+    recent.close_all()
+    assert closed == ["B", "A", "C", "B"]
+
+
+def test_bytes_are_read_by_offset(tmp_path):
+    file = opened_file(tmp_path / "a")
+    assert (file.read(3, 4), file.read(0, 0), file.size) == (b"3456", b"", 10)
+    file.close()
+
+
+@pytest.mark.parametrize(("offset", "size"), [(8, 3), (10, 1), (99, 1)])
+def test_reading_beyond_the_end_is_told(tmp_path, offset, size):
+    with pytest.raises(streamavg.CorruptFileError, match="ends at byte.*truncated"):
+        opened_file(tmp_path / "a").read(offset, size)
+
+
+def test_a_closed_file_is_opened_again(tmp_path):
+    file = opened_file(tmp_path / "a")
+    file.read(0, 1)
+    file.close()
+    assert file.read(1, 1) == b"1"
+
+
+def test_a_file_that_was_replaced_is_not_read(tmp_path):
+    file = opened_file(tmp_path / "a")
+    (tmp_path / "b").write_bytes(b"other bytes")
+    (tmp_path / "b").replace(file.path)
+    with pytest.raises(streamavg.ChangedFileError, match="replaced"):
+        file.read(0, 1)
+
+
+def test_a_file_that_vanished_is_told(tmp_path):
+    file = opened_file(tmp_path / "a")
+    file.path.unlink()
+    with pytest.raises(streamavg.ChangedFileError, match="no longer be opened"):
+        file.read(0, 1)
+    with pytest.raises(streamavg.ChangedFileError, match="vanished"):
+        file.identity.require_unchanged(file.path)
+
+
+def test_a_file_that_grew_is_told(tmp_path):
+    file = opened_file(tmp_path / "a")
+    file.path.write_bytes(b"more than there was")
+    with pytest.raises(streamavg.ChangedFileError, match="changed while it was read"):
+        file.identity.require_unchanged(file.path)
+
+
+@pytest.mark.parametrize("storage", [Storage(), Storage(chunked=True, gzip=True)])
+def test_more_files_than_may_be_open_are_read_in_turn(tmp_path, storage):
+    count = OPEN_DESCRIPTORS + 10
+    checkpoints = []
+    for number in range(count):
+        path = tmp_path / f"{number}.weights.h5"
+        write_weights(path, {"layers/dense/vars/0": np.full(9, number, np.float32)}, storage)
+        checkpoints.append(streamavg.open_checkpoint(path))
+    for _ in range(2):
+        for number, checkpoint in enumerate(checkpoints):
+            assert checkpoint.read("layers/dense/vars/0").tolist() == [number] * 9
+    for checkpoint in checkpoints:
+        checkpoint.values.close()
+
+
+def test_no_more_files_are_open_than_allowed(tmp_path):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    files = [opened_file(tmp_path / str(number)) for number in range(OPEN_DESCRIPTORS + 30)]
+    for file in files:
+        file.read(0, 1)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + OPEN_DESCRIPTORS
+    for file in files:
+        file.close()
