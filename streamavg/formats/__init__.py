@@ -216,4 +216,9 @@ def create_writer(
     """
     format_ = output_format(reference, output)
     create = _CONVERSIONS.get((reference.format, format_.name), format_.create)
-    return create(reference, dtypes, OutputFile(output, force=force))
+    file = OutputFile(output, force=force)
+    try:
+        return create(reference, dtypes, file)
+    except BaseException:
+        file.discard()
+        raise

@@ -265,16 +265,12 @@ class Hdf5CheckpointWriter:
         self._output = stretch.output
         self._targets = targets
         self._finish = finish
-        try:
-            with self._output.translated_errors(), stretch.open("w") as opened:
-                make_skeleton(opened)
-                self._offsets = [
-                    _THROUGH_LIBRARY if target is None else offset_of(opened, target)
-                    for target in targets
-                ]
-        except BaseException:
-            self._output.discard()
-            raise
+        with self._output.translated_errors(), stretch.open("w") as opened:
+            make_skeleton(opened)
+            self._offsets = [
+                _THROUGH_LIBRARY if target is None else offset_of(opened, target)
+                for target in targets
+            ]
 
     def __enter__(self) -> Self:
         return self

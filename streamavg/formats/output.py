@@ -7,6 +7,7 @@ was; only a killed process leaves its temporary file (`.<name>.<random>.partial`
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import os
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
+
+
+_unfinished: set[OutputFile] = set()
+
+
+@atexit.register
+def _discard_unfinished() -> None:
+    """For an interrupt between the making of a file and the block that discards it."""
+    for output in tuple(_unfinished):
+        output.discard()
 
 
 class OutputFile:
@@ -35,12 +46,18 @@ class OutputFile:
     def __init__(self, path: Path, *, force: bool) -> None:
         self.path = path
         self._force = force
+        self._open = False
         refuse_taken(path, force=force)
         self.temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-        with self.translated_errors():
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-            self._descriptor = os.open(self.temporary, flags, 0o666)
-        self._open = True
+        _unfinished.add(self)  # before the file exists: an interrupt may come at any moment
+        try:
+            with self.translated_errors():
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+                self._descriptor = os.open(self.temporary, flags, 0o666)
+                self._open = True
+        except BaseException:
+            self.discard()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -79,6 +96,7 @@ class OutputFile:
             self._open = False
             self._put_in_place()
             _flush_folder(self.path.parent)
+        _unfinished.discard(self)
 
     def _put_in_place(self) -> None:
         if self._force:
@@ -103,6 +121,7 @@ class OutputFile:
             os.close(self._descriptor)
         with contextlib.suppress(OSError):
             self.temporary.unlink(missing_ok=True)
+        _unfinished.discard(self)
 
     @contextlib.contextmanager
     def translated_errors(self) -> Iterator[None]:
