@@ -168,8 +168,8 @@ class Values(Protocol):
     """The values of one checkpoint, still in its file. Positions index its `variables`."""
 
     @property
-    def largest_tile_bytes(self) -> int:
-        """Bytes that one read may need beside the caller's buffer (a compressed HDF5 chunk)."""
+    def library_bytes(self) -> int:
+        """Bytes that a library holds beside the caller's buffer while it decodes values, or 0."""
         ...
 
     def read_into(self, position: int, start: int, out: NDArray[Any]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +10,7 @@ from streamavg.architecture import layer_classes, parse_config
 from streamavg.checkpoint import Role
 from streamavg.dtypes import dtype_name
 from streamavg.formats import FORMATS, open_checkpoint
-from streamavg.record import SCHEMA_VERSION
+from streamavg.record import SCHEMA_VERSION, json_pieces
 
 if TYPE_CHECKING:
     import os
@@ -70,7 +68,7 @@ class CheckpointSummary:
 
     def to_json(self) -> str:
         """The summary as JSON, indented."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        return "".join(json_pieces(self))
 
 
 def inspect(path: str | os.PathLike[str]) -> CheckpointSummary:

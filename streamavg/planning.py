@@ -8,7 +8,7 @@ quantities, all in bytes, all of the whole process:
     projected  the peak that the plan computes
     measured   the peak that the run saw
 
-    projected = reserved + headers + compressed tiles
+    projected = reserved + headers + what the library holds to decode chunks
                 + slab_elements * (read buffer + accumulator + result, each per element)
 
 A plan that cannot keep the limit, or whose output cannot be written, is refused here.
@@ -36,6 +36,7 @@ from streamavg.errors import (
     UnsupportedFeatureError,
 )
 from streamavg.formats import default_output, output_format
+from streamavg.formats.files import OPEN_HDF5_FILES
 from streamavg.formats.output import refuse_taken
 from streamavg.matching import MatchedCheckpoints, differing
 from streamavg.units import format_size, parse_size
@@ -57,8 +58,8 @@ MOST_SLAB_ELEMENTS = 65536
 """Slabs of this size and their accumulators stay in a processor's second-level cache."""
 LEAST_SLAB_ELEMENTS = 4096
 HEADER_BYTES = 3 * 1024**2 // 2
-HEADER_BYTES_PER_VARIABLE = 768
-"""Measured: what the HDF5 library and the allocator take to write a skeleton."""
+HEADER_BYTES_PER_VARIABLE = 1536
+"""Measured: what the library and the allocator take for a skeleton, and the record for itself."""
 _SAMPLED_ELEMENTS = 256
 _SHOWN_NAMES = 3
 
@@ -328,9 +329,9 @@ def _plan_memory(
     if memory_limit is None and limit < reserved + SMALLEST_HEADROOM:
         limit = reserved + SMALLEST_HEADROOM
         origin = f"default, raised because this process already takes {format_size(reserved)}"
-    tiles = 2 * max(source.values.largest_tile_bytes for source in matched.sources)
+    held = sorted((source.values.library_bytes for source in matched.sources), reverse=True)
     headers = HEADER_BYTES + HEADER_BYTES_PER_VARIABLE * len(variables)
-    fixed = reserved + headers + tiles
+    fixed = reserved + headers + sum(held[:OPEN_HDF5_FILES])
     per_element = max((_bytes_per_element(planned, method) for planned in variables), default=0)
     longest = max((planned.variable.size for planned in variables), default=1)
     wanted = max(1, min(MOST_SLAB_ELEMENTS, longest))

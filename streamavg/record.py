@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from streamavg.dtypes import dtype_name
 from streamavg.planning import Action
 from streamavg.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from streamavg.planning import MergePlan
@@ -95,11 +96,22 @@ class MergeRecord:
 
     def to_json(self) -> str:
         """The record as JSON, indented."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        return "".join(json_pieces(self))
 
     def save(self, path: Path) -> None:
         """Writes the record as JSON. Raises: OSError."""
-        path.write_text(self.to_json() + "\n", encoding="utf-8")
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(json_pieces(self))
+            file.write("\n")
+
+
+def json_pieces(record: Any) -> Iterator[str]:
+    """A dataclass as indented JSON, piece by piece: the whole of it is never in memory."""
+    yield from json.JSONEncoder(indent=2, default=_fields).iterencode(_fields(record))
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
 
 
 def record_of(

@@ -95,15 +95,24 @@ def select_paths(paths: Iterable[str | os.PathLike[str]]) -> tuple[Path, ...]:
             f"an average needs at least two checkpoints, {len(selected)} given. "
             "Name more files, or check that the pattern matches them."
         )
-    first_of: dict[Path, Path] = {}
+    first_of: dict[object, Path] = {}
     for path in selected:
-        first = first_of.setdefault(path.resolve(), path)
+        first = first_of.setdefault(_identity(path), path)
         if first is not path:
             raise OptionError(
                 f"{path}: is the same file as {first}. Name each checkpoint once; "
                 "to count one more than others, use --weights."
             )
     return selected
+
+
+def _identity(path: Path) -> object:
+    """What two names of one file have in common, links of both kinds included."""
+    try:
+        stat = path.stat()
+    except OSError:  # what is wrong with it is said when it is opened
+        return path.resolve()
+    return stat.st_dev, stat.st_ino
 
 
 def select_reference(selected: Sequence[Path], reference: str | os.PathLike[str] | None) -> Path:
@@ -115,6 +124,6 @@ def select_reference(selected: Sequence[Path], reference: str | os.PathLike[str]
     if reference is None:
         return selected[0]
     for path in selected:
-        if path.resolve() == Path(reference).resolve():
+        if _identity(path) == _identity(Path(reference)):
             return path
     raise OptionError(f"--reference: {reference} is not one of the checkpoints to merge.")

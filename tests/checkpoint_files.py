@@ -47,7 +47,7 @@ ARRAYS = {
 }
 
 
-def add_array(group, path, values, storage=Storage()):  # noqa: B008 - it is frozen
+def add_array(group, path, values, storage=Storage()):
     """Stores an array at `path` below `group`."""
     values = np.asarray(values)
     if values.dtype.kind in "OSU":
@@ -80,7 +80,7 @@ def add_unwritten(group, path, shape, dtype, fill):
     )
 
 
-def write_weights(file, arrays, storage=Storage()):  # noqa: B008 - it is frozen
+def write_weights(file, arrays, storage=Storage()):
     """Writes a `.weights.h5` file: arrays by their full path. Returns `file`."""
     with h5py.File(file, "w", libver=storage.libver, userblock_size=storage.userblock) as opened:
         opened.create_group("vars").attrs["name"] = "sequential"
@@ -89,7 +89,7 @@ def write_weights(file, arrays, storage=Storage()):  # noqa: B008 - it is frozen
     return file
 
 
-def weights_bytes(arrays, storage=Storage()):  # noqa: B008 - it is frozen
+def weights_bytes(arrays, storage=Storage()):
     """The bytes of a `.weights.h5` file."""
     return write_weights(io.BytesIO(), arrays, storage).getvalue()
 
@@ -102,7 +102,7 @@ def write_members(path, members, compression=zipfile.ZIP_STORED):
     return path
 
 
-def keras_members(arrays, storage=Storage(), **changed):  # noqa: B008 - it is frozen
+def keras_members(arrays, storage=Storage(), **changed):
     """The members of a `.keras` archive; `changed` replaces some ("metadata", "config")."""
     return {
         "metadata.json": changed.get("metadata", METADATA),
@@ -111,14 +111,14 @@ def keras_members(arrays, storage=Storage(), **changed):  # noqa: B008 - it is f
     }
 
 
-def write_keras(path, arrays, storage=Storage(), **options):  # noqa: B008 - it is frozen
+def write_keras(path, arrays, storage=Storage(), **options):
     """Writes a `.keras` archive: arrays by their full path. Returns `path`."""
     assets = {f"assets/{name}": text for name, text in options.pop("assets", {}).items()}
     compression = options.pop("compression", zipfile.ZIP_STORED)
     return write_members(path, keras_members(arrays, storage, **options) | assets, compression)
 
 
-def write_legacy(path, layers, storage=Storage(), *, whole=False, optimizer=None):  # noqa: B008
+def write_legacy(path, layers, storage=Storage(), *, whole=False, optimizer=None):
     """Writes a legacy file: arrays by layer and weight name. Returns `path`."""
     with h5py.File(path, "w", libver=storage.libver, userblock_size=storage.userblock) as opened:
         weights = opened
@@ -132,7 +132,8 @@ def write_legacy(path, layers, storage=Storage(), *, whole=False, optimizer=None
             group = weights.require_group(layer)
             group.attrs["weight_names"] = list(arrays)
             for name, values in arrays.items():
-                add_array(group, name, values, storage)
+                made = add_array(group, name, values, storage)
+                made.attrs.pop("dtype", None)  # Keras marks bfloat16 in the other layouts only
         for name, values in (optimizer or {}).items():
             add_array(opened, f"optimizer_weights/{name}", values, storage)
     return path

@@ -4,6 +4,7 @@ import itertools
 import os
 import resource
 import shutil
+import sys
 import tracemalloc
 import zipfile
 from fractions import Fraction
@@ -383,6 +384,15 @@ class TestInputs:
         assert not opened & {str(copies[0]), str(other)}
 
 
+def inside_hdf5(frame):
+    """Whether the HDF5 library is waiting for a callback, where it turns errors into its own."""
+    while frame is not None:
+        if "Window" in type(frame.f_locals.get("self")).__name__:
+            return True
+        frame = frame.f_back
+    return False
+
+
 class TestInterruptions:
     @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, RuntimeError, SystemExit])
     @pytest.mark.parametrize("after", [1, 10])
@@ -396,6 +406,40 @@ class TestInterruptions:
         with pytest.raises(error):
             merge(PAIR, tmp_path / "out.keras", on_progress=on_progress)
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
+    def test_at_any_call_leave_nothing(self, tmp_path, suffix):
+        """A signal may come between any two steps, also before the writer is in its block."""
+        inputs = [path.with_suffix(suffix) for path in PAIR]
+        left = [at for at in range(1, 60, 2) if self.interrupted(inputs, tmp_path, suffix, at)]
+        assert left == []
+
+    @staticmethod
+    def interrupted(inputs, folder, suffix, at):
+        """Interrupts a merge at a call after its file has come into being. What it leaves."""
+        calls = itertools.count(1)
+
+        def tracer(frame, event, _):
+            code = frame.f_code
+            is_ours = Path(code.co_filename).parent.name in {"streamavg", "formats", "methods"}
+            is_cleaning = code.co_name in {"discard", "__exit__"}
+            counts = is_ours and not is_cleaning and not inside_hdf5(frame)
+            if counts and any(folder.iterdir()) and next(calls) == at:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+
+        before = sys.gettrace()
+        sys.settrace(tracer)
+        try:
+            merge(inputs, folder / f"out{suffix}")
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        left = [path.name for path in folder.iterdir() if path.name.startswith(".")]
+        for path in folder.iterdir():
+            path.unlink()
+        return left
 
     def test_before_the_first_byte_leave_nothing(self, tmp_path):
         def on_plan(_):

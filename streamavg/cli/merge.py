@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -84,7 +85,10 @@ def command(
     if dry_run:
         record = plan(checkpoints, output, **chosen)
         _check_record_file(record_file, record)
-        click.echo(record.to_json() if as_json else "\n".join(_plan_lines(record)))
+        if as_json:
+            _print_json(record)
+        else:
+            click.echo("\n".join(_plan_lines(record)))
     else:
         with choose_progress(shown=not (quiet or no_progress)) as progress:
 
@@ -96,13 +100,22 @@ def command(
                 checkpoints, output, on_plan=begin, on_progress=progress.advance, **chosen
             )
         if as_json:
-            click.echo(record.to_json())
+            _print_json(record)
         if not quiet:
             for note in record.notes:
                 click.echo(f"note: {note}", err=True)
             click.echo(_summary(record), err=True)
     if record_file is not None:
         record.save(Path(record_file))
+
+
+def _print_json(record: MergeRecord) -> None:
+    from streamavg.record import json_pieces
+
+    for piece in json_pieces(record):
+        sys.stdout.write(piece)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
 
 
 def _check_record_file(name: str | None, planned: MergeRecord) -> None:

@@ -89,6 +89,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise UnsupportedFeatureError(path, refusal)
     try:
         file = RandomAccessFile(path, FileIdentity.of(path))
+        if not path.is_file():  # reading a pipe or a device would wait, or change it
+            raise UnknownFormatError(path, "is no regular file.")
         head = _head(path)
     except OSError as error:
         raise UnknownFormatError(path, f"cannot be opened: {error.strerror}.") from error

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from streamavg.formats.files import RandomAccessFile
 
 SIGNATURE = b"PK\x03\x04"
-PIECE_BYTES = 1024**2
+PIECE_BYTES = 256 * 1024
 """How much of a member is copied or summed at once."""
 LARGEST_DIRECTORY = 4 * 1024**2
 """Bytes of the central directory; one member needs about 80."""
@@ -51,6 +51,7 @@ _END = struct.Struct("<4s4H2IH")
 _ZIP64_END = struct.Struct("<4sQ2H2I4Q")
 _ZIP64_LOCATOR = struct.Struct("<4sIQI")
 _END_SIGNATURE = b"PK\x05\x06"
+_ZIP64_LOCATOR_SIGNATURE = b"PK\x06\x07"
 _MOST_16, _MOST_32 = 0xFFFF, 0xFFFFFFFF
 _VERSION_PLAIN, _VERSION_ZIP64 = 20, 45
 _UTF8_NAME = 0x800
@@ -116,6 +117,13 @@ def _refuse_large_directory(file: RandomAccessFile) -> None:
             file.path, "is not a complete zip archive: its end is missing. Save or copy it again."
         )
     directory_bytes = _END.unpack_from(tail, found)[5]
+    locator_at = found - _ZIP64_LOCATOR.size
+    if locator_at >= 0 and tail.startswith(_ZIP64_LOCATOR_SIGNATURE, locator_at):
+        record_at = _ZIP64_LOCATOR.unpack_from(tail, locator_at)[2]
+        if record_at + _ZIP64_END.size > file.size:
+            raise CorruptFileError(file.path, "is not a complete zip archive: its end is damaged.")
+        record = _ZIP64_END.unpack(file.read(record_at, _ZIP64_END.size))
+        directory_bytes = max(directory_bytes % _MOST_32, record[8])
     if directory_bytes > LARGEST_DIRECTORY:
         raise UnsafeFileError(file.path, f"its list of members takes {directory_bytes:,} bytes.")
 
@@ -144,6 +152,10 @@ def _refuse_unsafe(entry: zipfile.ZipInfo, path: Path) -> None:
 
 
 def _locate(entry: zipfile.ZipInfo, file: RandomAccessFile) -> Member:
+    if entry.header_offset + _LOCAL_HEADER.size > file.size:
+        raise CorruptFileError(
+            file.path, f"member {entry.filename!r}: it begins beyond the end of the archive."
+        )
     header = _LOCAL_HEADER.unpack(file.read(entry.header_offset, _LOCAL_HEADER.size))
     if header[0] != SIGNATURE:
         raise CorruptFileError(file.path, f"member {entry.filename!r}: its header is damaged.")
@@ -175,7 +187,7 @@ def _refuse_overlaps(members: list[Member], path: Path) -> None:
 
 
 def content_pieces(file: RandomAccessFile, member: Member) -> Iterator[bytes]:
-    """Reads the content of a member in pieces of at most a megabyte, checking its CRC-32.
+    """Reads the content of a member in pieces of at most `PIECE_BYTES`, checking its CRC-32.
 
     Raises:
         CorruptFileError: the content does not have the size or the CRC-32 it should.
@@ -208,7 +220,7 @@ def _inflated(inflater: zlib._Decompress, raw: bytes) -> Iterator[bytes]:
 
 
 def stored_pieces(file: RandomAccessFile, member: Member) -> Iterator[bytes]:
-    """Reads the stored bytes of a member, compressed or not, in pieces of at most a megabyte."""
+    """Reads the stored bytes of a member, compressed or not, in pieces of at most `PIECE_BYTES`."""
     for done in range(0, member.stored_size, PIECE_BYTES):
         yield file.read(member.data_offset + done, min(PIECE_BYTES, member.stored_size - done))
 
@@ -278,7 +290,7 @@ class ArchiveBuilder:
         if max(start, size) >= _MOST_32 or count >= _MOST_16:
             zip64_end = self._end
             self._append(_zip64_end_record(count, size, start))
-            self._append(_ZIP64_LOCATOR.pack(b"PK\x06\x07", 0, zip64_end, 1))
+            self._append(_ZIP64_LOCATOR.pack(_ZIP64_LOCATOR_SIGNATURE, 0, zip64_end, 1))
         few, small, near = min(count, _MOST_16), min(size, _MOST_32), min(start, _MOST_32)
         self._append(_END.pack(_END_SIGNATURE, 0, 0, few, few, small, near, 0))
         return self._end

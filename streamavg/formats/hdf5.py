@@ -110,16 +110,19 @@ class Hdf5File:
 
         Raises:
             CorruptFileError: not a complete HDF5 file, or being written by another process.
+            ChangedFileError: the file is not the one that was opened first.
         """
-        with self._translated_errors(), self._open() as opened:
-            yield opened
+        with self._translated_errors():
+            # By its name, so that the library sees the lock of a process that is writing it.
+            opened = h5py.File(self.path, "r") if self.whole else self._open_window()
+            with opened:
+                limit_metadata_cache(opened)
+                self.file.descriptor()
+                yield opened
 
-    def _open(self) -> h5py.File:
-        options: dict[str, Any] = {"rdcc_nbytes": LARGEST_TILE_CACHE}
-        if self.whole:
-            opened = h5py.File(self.path, "r", **options)
-        else:
-            opened = h5py.File(_Window(self), "r", **options)
+    def _open_window(self) -> h5py.File:
+        """Opens the headers by way of the one descriptor whose identity is known."""
+        opened = h5py.File(_Window(self), "r", rdcc_nbytes=LARGEST_TILE_CACHE)
         limit_metadata_cache(opened)
         return opened
 
@@ -140,7 +143,7 @@ class Hdf5File:
     def read_through_library(self, dataset: Dataset, start: int, out: NDArray[Any]) -> None:
         """Fills `out` with elements of a dataset that cannot be read by offset."""
         with self._translated_errors():
-            opened = _hdf5_files.get(self, self._open)
+            opened = _hdf5_files.get(self, self._open_window)
             _read_elements(opened, dataset, start, out)
 
     def close(self) -> None:
@@ -201,9 +204,11 @@ class Hdf5Values:
         return self._hdf5
 
     @property
-    def largest_tile_bytes(self) -> int:
-        """See `Values`."""
-        return max((d.tile_bytes for d in self._detours.values()), default=0)
+    def library_bytes(self) -> int:
+        """See `Values`: the cache of decoded chunks, and one chunk before and after decoding."""
+        if not self._detours:
+            return 0
+        return LARGEST_TILE_CACHE + 2 * max(d.tile_bytes for d in self._detours.values())
 
     def read_into(self, position: int, start: int, out: NDArray[Any]) -> None:
         """See `Values`."""
@@ -220,7 +225,9 @@ class Hdf5Values:
     def aligned(self, positions: NDArray[np.int64]) -> Hdf5Values:
         """See `Values`."""
         other = copy.copy(self)
-        other._offsets = np.where(positions == ABSENT, _ABSENT_OFFSET, self._offsets[positions])
+        is_present = positions != ABSENT
+        other._offsets = np.full(len(positions), _ABSENT_OFFSET, np.int64)
+        other._offsets[is_present] = self._offsets[positions[is_present]]
         other._detours = {
             new: self._detours[old]
             for new, old in enumerate(positions.tolist())
@@ -268,24 +275,43 @@ def walk(group: h5py.Group, hdf5: Hdf5File, prefix: str = "") -> Iterator[Datase
     Raises:
         FormatError: links, groups or datasets as described above.
     """
-    yield from _walk_group(group.id, prefix, Describer(hdf5), frozenset())
+    yield from _walk_group(group.id, prefix, Describer(hdf5), GroupGuard(hdf5.path))
+
+
+class GroupGuard:
+    """Refuses groups that several paths lead to: Keras makes none, and cycles have no end.
+
+    Args:
+        path: of the file, for errors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: dict[int, str] = {}
+
+    def enter(self, group: h5py.h5g.GroupID, prefix: str) -> None:
+        """Takes note of a group. Raises: UnsafeFileError."""
+        name = prefix.rstrip("/") or "/"
+        if prefix.count("/") > DEEPEST_GROUP:
+            raise UnsafeFileError(
+                self._path, f"groups are nested more than {DEEPEST_GROUP} deep at {name[:80]!r}."
+            )
+        address = h5py.h5o.get_info(group).addr
+        first = self._seen.setdefault(address, name)
+        if first != name:
+            is_inside = name.startswith(f"{first}/") or first == "/"
+            what = "contains itself" if is_inside else f"is {first!r} under another name"
+            raise UnsafeFileError(self._path, f"group {name!r} {what}.")
 
 
 def _walk_group(
-    group: h5py.h5g.GroupID, prefix: str, describer: Describer, ancestors: frozenset[int]
+    group: h5py.h5g.GroupID, prefix: str, describer: Describer, guard: GroupGuard
 ) -> Iterator[Dataset]:
-    path = describer.path
-    address = h5py.h5o.get_info(group).addr
-    if address in ancestors:
-        raise UnsafeFileError(path, f"group {prefix.rstrip('/')!r} contains itself.")
-    if len(ancestors) >= DEEPEST_GROUP:
-        raise UnsafeFileError(
-            path, f"groups are nested more than {DEEPEST_GROUP} deep at {prefix[:80]!r}."
-        )
+    guard.enter(group, prefix)
     for name in sorted((raw.decode("utf-8") for raw in group), key=natural_key):
-        child = open_child(group, name, prefix, path)
+        child = open_child(group, name, prefix, describer.path)
         if isinstance(child, h5py.h5g.GroupID):
-            yield from _walk_group(child, f"{prefix}{name}/", describer, ancestors | {address})
+            yield from _walk_group(child, f"{prefix}{name}/", describer, guard)
         elif isinstance(child, h5py.h5d.DatasetID):
             yield describer.describe(child, prefix + name)
 
@@ -293,7 +319,7 @@ def _walk_group(
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sorts numbers inside names by value: "2" < "10", "dense" < "dense_2" < "dense_10"."""
     return tuple(
-        (0, int(part), "") if part.isdigit() else (1, 0, part)
+        (0, int(part), "") if _DIGITS.fullmatch(part) else (1, 0, part)
         for part in _DIGITS.split(name)
         if part
     )
@@ -320,6 +346,11 @@ def open_child(group: h5py.h5g.GroupID, name: str, prefix: str, path: Path) -> A
             "load the checkpoint where it was made and save it again.",
         )
     return h5py.h5o.open(group, raw)
+
+
+def is_hard_link(group: h5py.Group, name: str) -> bool:
+    """Whether a member is part of the same file; looks at the link without following it."""
+    return bool(group.get(name, getclass=True, getlink=True) == h5py.HardLink)
 
 
 def resolve(group: h5py.Group, relative: str, path: Path) -> Any:
@@ -419,22 +450,25 @@ def _native_dtype(
     dataset: h5py.h5d.DatasetID, stored: h5py.h5t.TypeID, refuse: str, path: Path
 ) -> np.dtype[Any]:
     """The NumPy dtype whose values the dataset holds, in native byte order."""
-    kind = stored.get_class()
-    if kind == h5py.h5t.STRING or h5py.check_string_dtype(dataset.dtype) is not None:
+    kind, size = stored.get_class(), stored.get_size()
+    if kind == h5py.h5t.OPAQUE and size == 2 and _opaque_is_bfloat16(dataset):
+        return bfloat16()
+    if kind == h5py.h5t.FLOAT and size == 2 and _is_bfloat16_float(stored):
+        return bfloat16()
+    try:
+        dtype: np.dtype[Any] = dataset.dtype
+    except TypeError:
+        dtype = np.dtype(np.void)
+    if kind == h5py.h5t.STRING or h5py.check_string_dtype(dtype) is not None:
         return np.dtype(object)
-    if kind == h5py.h5t.OPAQUE and stored.get_size() == 2 and _opaque_is_bfloat16(dataset):
-        return bfloat16()
-    if kind == h5py.h5t.FLOAT and stored.get_size() == 2 and _is_bfloat16_float(stored):
-        return bfloat16()
-    dtype: np.dtype[Any] = dataset.dtype.newbyteorder("=")
-    fits = stored.get_size() == dtype.itemsize and dtype.itemsize <= 8
-    if kind not in {h5py.h5t.FLOAT, h5py.h5t.INTEGER, h5py.h5t.ENUM} or not fits:
+    is_number = kind in {h5py.h5t.FLOAT, h5py.h5t.INTEGER, h5py.h5t.ENUM}
+    if not is_number or size != dtype.itemsize or size > 8:
         raise UnsupportedFeatureError(
             path,
-            f"{refuse}values of HDF5 type {type(stored).__name__} ({stored.get_size()} bytes) "
-            "are not averaged. Known: floats of 2 to 8 bytes, bfloat16, integers, bools, strings.",
+            f"{refuse}values of HDF5 type {type(stored).__name__} ({size} bytes) are not "
+            "averaged. Known: floats of 2 to 8 bytes, bfloat16, integers, bools, strings.",
         )
-    return dtype
+    return dtype.newbyteorder("=")
 
 
 def _opaque_is_bfloat16(dataset: h5py.h5d.DatasetID) -> bool:
@@ -449,15 +483,18 @@ def _is_bfloat16_float(stored: h5py.h5t.TypeFloatID) -> bool:
 
 
 def _bytes_are_values(stored: h5py.h5t.TypeID, dtype: np.dtype[Any]) -> bool:
-    """Whether stored bytes of this type are the array's bytes on this machine."""
+    """Whether stored bytes of this type are the array's bytes on this machine.
+
+    The type must be the very one that the dtype has in memory: HDF5 also knows numbers of other
+    byte orders, and of fewer bits than their bytes hold.
+    """
     if dtype.kind == "O":
         return False
-    if dtype.itemsize == 1:
-        return True
-    native_order = h5py.h5t.ORDER_LE if sys.byteorder == "little" else h5py.h5t.ORDER_BE
+    if dtype.kind == "V":
+        return sys.byteorder == "little" and bool(stored.get_order() == h5py.h5t.ORDER_LE)
     if stored.get_class() == h5py.h5t.ENUM:
-        stored = stored.get_super()
-    return bool(stored.get_order() == native_order)
+        stored, dtype = stored.get_super(), np.dtype(np.int8) if dtype.kind == "b" else dtype
+    return bool(stored == h5py.h5t.py_create(dtype))
 
 
 def _read_elements(opened: h5py.File, dataset: Dataset, start: int, out: NDArray[Any]) -> None:

@@ -11,16 +11,17 @@ Source: HDF5 reference, H5Pset_alloc_time. Keras writes the same contiguous layo
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import h5py
 import numpy as np
 
 from streamavg.errors import UnsupportedFeatureError
-from streamavg.formats.hdf5 import limit_metadata_cache
+from streamavg.formats.hdf5 import GroupGuard, is_hard_link, limit_metadata_cache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -43,51 +44,83 @@ class Hdf5Stretch:
         self.output = output
         self.start = start
 
-    def open(self, mode: str) -> h5py.File:
-        """Opens the stretch for the HDF5 library; mode "w" or "r+"."""
-        file: Any = self.output.temporary
-        if self.start:
-            file = _WritableWindow(self.output, self.start)
-        opened = h5py.File(file, mode, libver=("earliest", "v108"))
-        limit_metadata_cache(opened)
-        return opened
+    @contextmanager
+    def opened(self, mode: str) -> Iterator[h5py.File]:
+        """Opens the stretch for the HDF5 library; mode "w" or "r+". Raises: OutputError.
+
+        The library cannot pass on what the file system says, nor an interrupt, and fails in many
+        ways when it is refused something: the first refusal is kept, and raised when it is done.
+        """
+        window = _WritableWindow(self.output, self.start)
+        try:
+            with h5py.File(window, mode, libver=("earliest", "v108")) as opened:
+                limit_metadata_cache(opened)
+                yield opened
+        except (OSError, RuntimeError, SystemError):
+            if window.refusal is None:
+                raise
+        if window.refusal is not None:
+            with self.output.translated_errors():
+                raise window.refusal
 
 
 class _WritableWindow:
-    """A stretch of the output as the file object that h5py writes."""
+    """A stretch of the output as the file object that h5py writes.
+
+    Once the file system has refused something, everything else is done in appearance only.
+
+    Attributes:
+        refusal: what the file system said first.
+    """
 
     def __init__(self, output: OutputFile, start: int) -> None:
-        self._output = output
+        self._descriptor = output.descriptor
         self._start = start
         self._position = 0
+        self._size = max(0, output.size() - start)
+        self.refusal: BaseException | None = None
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        end = max(0, self._output.size() - self._start)
-        self._position = (0, self._position, end)[whence] + offset
+        self._position = (0, self._position, self._size)[whence] + offset
         return self._position
 
     def tell(self) -> int:
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:
-        count = os.preadv(self._output.descriptor, [buffer], self._start + self._position)
+        try:
+            count = os.preadv(self._descriptor, [buffer], self._start + self._position)
+        except BaseException as error:
+            self.refusal = self.refusal or error
+            return 0
         self._position += count
         return count
 
     def read(self, size: int) -> bytes:
-        data = os.pread(self._output.descriptor, size, self._start + self._position)
-        self._position += len(data)
-        return data
+        data = bytearray(size)
+        return bytes(data[: self.readinto(memoryview(data))])
 
     def write(self, data: memoryview) -> int:
-        self._output.write_at(self._start + self._position, memoryview(data))
-        self._position += len(data)
-        return len(data)
+        view = memoryview(data).cast("B")
+        count = len(view)
+        try:
+            while len(view) and self.refusal is None:
+                written = os.pwrite(self._descriptor, view, self._start + self._position)
+                view = view[written:]
+                self._position += written
+        except BaseException as error:
+            self.refusal = error
+        self._size = max(self._size, self._position)
+        return count
 
     def truncate(self, size: int | None = None) -> int:
-        length = self._position if size is None else size
-        os.ftruncate(self._output.descriptor, self._start + length)
-        return length
+        self._size = self._position if size is None else size
+        try:
+            if self.refusal is None:
+                os.ftruncate(self._descriptor, self._start + self._size)
+        except BaseException as error:
+            self.refusal = error
+        return self._size
 
     def flush(self) -> None:
         """Everything is written at once."""
@@ -105,6 +138,7 @@ class Mirror:
 
     Raises:
         UnsupportedFeatureError: an attribute that cannot be copied.
+        UnsafeFileError: a group that several paths lead to.
     """
 
     def __init__(
@@ -120,14 +154,15 @@ class Mirror:
         self._excluded = excluded
         self._path = path
         self._made: dict[int, str] = {}
+        self._guard = GroupGuard(path)
 
     def fill(self, target: h5py.Group, source: h5py.Group, prefix: str = "") -> None:
         """Mirrors `source` and all below it, apart from what is excluded, into `target`."""
+        self._guard.enter(source.id, prefix)
         copy_attributes(source, target, self._path)
         for name in source:
             path = prefix + name
-            is_link = source.get(name, getclass=True, getlink=True) != h5py.HardLink
-            if is_link or path in self._excluded:
+            if path in self._excluded or not is_hard_link(source, name):
                 continue
             child = source[name]
             if isinstance(child, h5py.Group):
@@ -189,7 +224,7 @@ def create_dataset(
             group.id, name.encode(), stored_type, space, dcpl=creation, lcpl=_make_groups()
         )
     )
-    copy_attributes(source, made, path, without="dtype")
+    copy_attributes(source, made, path, without="dtype" if marks_bfloat16 else None)
     if marks_bfloat16 and stored_type.get_class() == h5py.h5t.OPAQUE:
         made.attrs["dtype"] = "bfloat16"
 
@@ -226,18 +261,31 @@ def copy_attributes(source: Any, target: Any, path: Path, without: str | None = 
     for name in source.attrs:
         if name == without:
             continue
-        stored = h5py.h5a.open(source.id, name.encode())
-        if h5py.check_ref_dtype(stored.dtype) is not None:
+        try:
+            _copy_attribute(h5py.h5a.open(source.id, name.encode()), target.id)
+        except (TypeError, ValueError, RuntimeError) as error:
             raise UnsupportedFeatureError(
-                path, f"attribute {name!r} of {source.name!r} is a reference inside the file."
-            )
-        target.attrs.create(name, source.attrs[name], shape=stored.shape, dtype=stored.dtype)
+                path, f"attribute {name!r} of {source.name!r} cannot be copied: {error}."
+            ) from error
+
+
+def _copy_attribute(attribute: h5py.h5a.AttrID, target: Any) -> None:
+    """Copies one attribute as the library stores it, without interpreting its values."""
+    stored = attribute.get_type()
+    if stored.get_class() == h5py.h5t.REFERENCE:
+        raise TypeError("it refers to an object inside the file")
+    made = h5py.h5a.create(target, attribute.name, stored, attribute.get_space())
+    if attribute.get_space().get_simple_extent_type() == h5py.h5s.NULL:
+        return
+    values = np.empty(attribute.shape, attribute.dtype)
+    attribute.read(values, mtype=stored)
+    made.write(values, mtype=stored)
 
 
 def offset_of(opened: h5py.File, path: str) -> int:
     """First byte of a dataset's values in the HDF5 file; -1 if only the library can write them."""
     dataset = opened[path]
-    if dataset.dtype.kind == "O" or dataset.id.get_offset() is None:
+    if dataset.dtype.kind in "OS" or dataset.id.get_offset() is None:
         return _THROUGH_LIBRARY
     return int(dataset.id.get_offset())
 
@@ -265,7 +313,7 @@ class Hdf5CheckpointWriter:
         self._output = stretch.output
         self._targets = targets
         self._finish = finish
-        with self._output.translated_errors(), stretch.open("w") as opened:
+        with stretch.opened("w") as opened:
             make_skeleton(opened)
             self._offsets = [
                 _THROUGH_LIBRARY if target is None else offset_of(opened, target)
@@ -295,7 +343,7 @@ class Hdf5CheckpointWriter:
     def _write_through_library(self, position: int, start: int, values: NDArray[Any]) -> None:
         target = self._targets[position]
         assert target is not None, "a variable that is left out has no values"
-        with self._output.translated_errors(), self._stretch.open("r+") as opened:
+        with self._stretch.opened("r+") as opened:
             dataset = opened[target]
             if dataset.shape:
                 flat = dataset[()].reshape(-1)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamavg.checkpoint import Checkpoint, FileIdentity, Naming
-from streamavg.errors import CorruptFileError, UnsupportedFeatureError
+from streamavg.errors import CorruptFileError, OutputError, UnsupportedFeatureError
 from streamavg.formats import keras_weights
 from streamavg.formats.archive import (
     PIECE_BYTES,
@@ -90,9 +90,10 @@ def _require_keras(members: dict[str, Member], path: Path) -> None:
 def _metadata(file: RandomAccessFile, members: dict[str, Member]) -> dict[str, Any]:
     if METADATA not in members:
         return {}
+    content = read_content(file, members[METADATA], LARGEST_JSON)
     try:
-        document = json.loads(read_content(file, members[METADATA], LARGEST_JSON))
-    except ValueError as error:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise CorruptFileError(file.path, f"member {METADATA!r} is not JSON: {error}.") from error
     return document if isinstance(document, dict) else {}
 
@@ -121,17 +122,27 @@ def _weights_file(file: RandomAccessFile, member: Member) -> Hdf5File:
 
 
 def _unpacked(file: RandomAccessFile, member: Member) -> Hdf5File:
-    descriptor, name = tempfile.mkstemp(prefix="streamavg-", suffix=".weights.h5")
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="streamavg-", suffix=".weights.h5")
+    except OSError as error:
+        raise OutputError(
+            file.path, f"is compressed and cannot be unpacked: {error.strerror}. Set TMPDIR."
+        ) from error
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as unpacked:
             for piece in content_pieces(file, member):
                 unpacked.write(piece)
         contents = RandomAccessFile(temporary, FileIdentity.of(temporary))
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(
+            temporary, f"cannot hold {file.path} unpacked: {error.strerror}. Set TMPDIR."
+        ) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    # start=0 with a size, so that errors and file locks never name the temporary file
+    # A size is given, so that the library never opens the temporary file by its name.
     hdf5 = Hdf5File(contents, 0, member.size, path=file.path)
     weakref.finalize(hdf5, temporary.unlink, missing_ok=True)
     return hdf5

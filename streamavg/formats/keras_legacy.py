@@ -44,11 +44,8 @@ LARGEST_CONFIG = 16 * 1024**2
 
 def recognises(opened: h5py.File) -> bool:
     """Whether an HDF5 file has this layout."""
-    return (
-        any(_has_names(opened, "layer_names"))
-        or CONFIG in opened.attrs
-        or opened.get(WEIGHTS_GROUP, getclass=True) is h5py.Group
-    )
+    has_group = WEIGHTS_GROUP in opened.keys()  # noqa: SIM118 - `in opened` would follow links
+    return any(_has_names(opened, "layer_names")) or CONFIG in opened.attrs or has_group
 
 
 def _has_names(group: h5py.Group, attribute: str) -> Iterator[bool]:
@@ -127,14 +124,23 @@ def _layer_datasets(
     layers = read_names(weights, "layer_names")
     if TOP_LEVEL_GROUP in weights:
         layers.append(TOP_LEVEL_GROUP)
+    _refuse_repeated(layers, "layer", hdf5.path)
     for layer in layers:
         resolve(weights, layer, hdf5.path)
         group = weights[layer]
-        for name in read_names(group, "weight_names"):
+        names = read_names(group, "weight_names")
+        _refuse_repeated(names, f"weight of {layer!r}", hdf5.path)
+        for name in names:
             found = resolve(group, name, hdf5.path)
             if not isinstance(found, h5py.h5d.DatasetID):
                 raise CorruptFileError(hdf5.path, f"variable '{layer}/{name}' is not an array.")
             yield layer, name, describer.describe(found, f"{prefix}{layer}/{name}")
+
+
+def _refuse_repeated(names: Sequence[str], what: str, path: Path) -> None:
+    if len(set(names)) != len(names):
+        name = next(name for index, name in enumerate(names) if name in names[:index])
+        raise CorruptFileError(path, f"{what} {name!r} is listed twice.")
 
 
 def _optimizer_datasets(opened: h5py.File, hdf5: Hdf5File) -> Iterator[Dataset]:
@@ -170,11 +176,11 @@ def is_whole_model(reference: Checkpoint) -> bool:
     return reference.config is not None
 
 
-def dataset_path(reference: Checkpoint, variable: Variable) -> str:
-    """Path of a variable's dataset in the HDF5 file."""
-    if variable.role == Role.OPTIMIZER or not is_whole_model(reference):
-        return variable.path
-    return f"{WEIGHTS_GROUP}/{variable.path}"
+def dataset_path(reference: Checkpoint, path: str, role: Role) -> str:
+    """Path in the HDF5 file of the dataset of a variable with this path and role."""
+    if role == Role.OPTIMIZER or not is_whole_model(reference):
+        return path
+    return f"{WEIGHTS_GROUP}/{path}"
 
 
 def create(
@@ -189,13 +195,14 @@ def create(
         output: the file to write.
     """
     targets = [
-        None if dtype is None else dataset_path(reference, variable)
+        None if dtype is None else dataset_path(reference, variable.path, variable.role)
         for variable, dtype in zip(reference.variables, dtypes, strict=True)
     ]
     placed = {
-        target: dtype
-        for target, dtype in zip(targets, dtypes, strict=True)
-        if target is not None and dtype is not None
+        dataset_path(reference, path, variable.role): dtype
+        for variable, dtype in zip(reference.variables, dtypes, strict=True)
+        if dtype is not None
+        for path in (variable.path, *variable.aliases)
     }
     keeps_optimizer = any(target.startswith(f"{OPTIMIZER_GROUP}/") for target in placed)
     excluded = frozenset() if keeps_optimizer else frozenset({OPTIMIZER_GROUP})

@@ -20,7 +20,7 @@ import h5py
 
 from streamavg.architecture import automatic_name
 from streamavg.checkpoint import Checkpoint, Layer, Naming, Role, Variable, last_part
-from streamavg.formats.hdf5 import Dataset, Hdf5File, Hdf5Values, hdf5_of, walk
+from streamavg.formats.hdf5 import Dataset, Hdf5File, Hdf5Values, hdf5_of, is_hard_link, walk
 from streamavg.formats.hdf5_writing import Hdf5CheckpointWriter, Hdf5Stretch, Mirror
 from streamavg.formats.roles import assign_roles
 
@@ -41,17 +41,12 @@ _ROLES = {"optimizer": Role.OPTIMIZER, "metrics": Role.METRIC}
 
 
 def recognises(opened: h5py.File) -> bool:
-    """Whether an HDF5 file has this layout: some group `vars`, or nothing but empty groups."""
-    if VARIABLES_GROUP in opened or any(name in opened for name in CONTAINERS):
+    """Whether an HDF5 file has this layout: a group of variables in the first two levels."""
+    names = set(opened)
+    if VARIABLES_GROUP in names or names & set(CONTAINERS):
         return True
-    return any(
-        isinstance(member, h5py.Group) and VARIABLES_GROUP in member
-        for member in (opened.get(name) for name in opened if _is_hard(opened, name))
-    )
-
-
-def _is_hard(opened: h5py.File, name: str) -> bool:
-    return bool(opened.get(name, getclass=True, getlink=True) == h5py.HardLink)
+    members = (opened[name] for name in names if is_hard_link(opened, name))
+    return any(isinstance(m, h5py.Group) and VARIABLES_GROUP in set(m) for m in members)
 
 
 def read(file: RandomAccessFile) -> Checkpoint:
@@ -165,9 +160,10 @@ def skeleton(
 ) -> Callable[[h5py.File], None]:
     """The function that fills a new HDF5 file with the reference's structure."""
     placed = {
-        variable.path: dtype
+        path: dtype
         for variable, dtype in zip(reference.variables, dtypes, strict=True)
         if dtype is not None
+        for path in (variable.path, *variable.aliases)
     }
     excluded = excluded_groups(reference, dtypes)
 

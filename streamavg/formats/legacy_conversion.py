@@ -119,7 +119,9 @@ def create(
         with hdf5_of(reference).opened() as source:
             for variable, path, dtype in zip(reference.variables, targets, dtypes, strict=True):
                 if path is not None and dtype is not None:
-                    stored = source[keras_legacy.dataset_path(reference, variable)]
+                    stored = source[
+                        keras_legacy.dataset_path(reference, variable.path, variable.role)
+                    ]
                     create_dataset(stored, target, path, dtype, reference.path, marks_bfloat16=True)
                     layer_name = [variable.layer, *_scopes(variable)][-1]
                     target[path.rpartition("/")[0]].attrs["name"] = layer_name

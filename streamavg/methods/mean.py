@@ -3,7 +3,7 @@
 float16, bfloat16 and float32 are summed in float64. A sum of N float32 values that lie within a
 factor 2**29 / N of each other is exact there, so a uniform mean is off by the one division and
 the one rounding at the end: at most 0.5 ULP + 1e-9 ULP. In general the error before rounding is
-at most (N + 1) * 2**-53 * sum(coefficient_i * |x_i|).
+at most (N + 2) * 2**-53 * sum(coefficient_i * |x_i|).
 
 float64 is summed in double-double arithmetic (about 106 bits), whose error before rounding is
 below N * 2**-100 * sum(coefficient_i * |x_i|).
@@ -34,6 +34,7 @@ _SPLITTER = 2.0**27 + 1
 _HUGE = 2.0**900
 """From here on float64 values are summed scaled down, so that neither sums nor splits overflow."""
 _SCALE = 2.0**-200
+_HEADROOM = 2.0**60
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,8 @@ class _SingleSum:
     def add(self, values: NDArray[Any], checkpoint: int) -> None:
         """See `Accumulator`."""
         numerator = self._numerators[checkpoint]
-        self._scratch[...] = values
         with np.errstate(invalid="ignore"):
+            self._scratch[...] = values
             if numerator != 1:
                 self._scratch *= numerator
             self._sum += self._scratch
@@ -102,6 +103,10 @@ class _DoubleSum:
     def __init__(self, capacity: int, coefficients: Coefficients) -> None:
         self._numerators = coefficients.numerators
         total = coefficients.total
+        if any(numerator != 1 for numerator in self._numerators):
+            # Numerators of 60 bits in front of the point: then no error of a product underflows.
+            self._numerators = tuple(n * _HEADROOM for n in self._numerators)
+            total *= int(_HEADROOM)
         self._total = float(total)
         self._total_error = float(total - Fraction(self._total))
         self._arrays = np.empty((self.ARRAYS, capacity), np.float64)
@@ -119,10 +124,10 @@ class _DoubleSum:
     def add(self, values: NDArray[Any], checkpoint: int) -> None:
         """See `Accumulator`."""
         numerator = self._numerators[checkpoint]
-        magnitudes = np.abs(values, out=self._scratch[0])
-        largest = float(magnitudes.max())
-        self._finite &= math.isfinite(largest)
         with np.errstate(invalid="ignore", over="ignore"):
+            magnitudes = np.abs(values, out=self._scratch[0])
+            largest = float(magnitudes.max())
+            self._finite &= math.isfinite(largest)
             if largest < _HUGE:
                 self._add(self._pair, values, numerator)
                 return
@@ -153,7 +158,7 @@ class _DoubleSum:
         sums[...] = total
 
     def _product(self, values: Doubles, numerator: float) -> tuple[Doubles, Doubles]:
-        """Numerator * values and its error, exact unless the error underflows (Dekker)."""
+        """Numerator * values and its error, exactly (Dekker)."""
         product, error, high, low = self._scratch[2:6]
         np.multiply(values, numerator, out=product)
         np.multiply(values, _SPLITTER, out=error)

@@ -329,7 +329,8 @@ class TestSignals:
         [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
     )
     @pytest.mark.parametrize("force", [False, True])
-    def test_leave_nothing_behind(self, tmp_path, large, number, code, word, force):
+    @pytest.mark.parametrize("seconds", [0, 0.1], ids=["at once", "in the middle"])
+    def test_leave_nothing_behind(self, tmp_path, large, number, code, word, force, seconds):
         if force:
             (tmp_path / "averaged.weights.h5").write_text("precious")
         before = contents(tmp_path)
@@ -343,6 +344,7 @@ class TestSignals:
             assert time.monotonic() < deadline, "the merge did not start"
             assert process.poll() is None, "the merge was over too soon"
             time.sleep(0.001)
+        time.sleep(seconds)
         process.send_signal(number)
         output, errors = process.communicate(timeout=30)
         assert process.returncode == code

@@ -74,7 +74,7 @@ def test_a_damaged_member_is_told(tmp_path):
     path = write_members(tmp_path / "a.zip", {"a": b"content"})
     path.write_bytes(path.read_bytes().replace(b"content", b"cOntent"))
     file = opened(path)
-    with pytest.raises(streamavg.CorruptFileError, match="member 'a'.*CRC-32"):
+    with pytest.raises(streamavg.CorruptFileError, match=r"member 'a'.*CRC-32"):
         list(content_pieces(file, read_members(file)["a"]))
 
 

@@ -35,7 +35,7 @@ def test_bytes_are_read_by_offset(tmp_path):
 
 @pytest.mark.parametrize(("offset", "size"), [(8, 3), (10, 1), (99, 1)])
 def test_reading_beyond_the_end_is_told(tmp_path, offset, size):
-    with pytest.raises(streamavg.CorruptFileError, match="ends at byte.*truncated"):
+    with pytest.raises(streamavg.CorruptFileError, match=r"ends at byte.*truncated"):
         opened_file(tmp_path / "a").read(offset, size)
 
 

@@ -67,7 +67,7 @@ def test_an_archive_without_config_or_weights_is_refused(tmp_path, missing):
 
 def test_pickled_weights_are_refused_with_a_remedy(tmp_path):
     path = write_members(tmp_path / "a.keras", keras_members({}) | {"model.weights.npz": b"\x80"})
-    with pytest.raises(streamavg.UnsupportedFeatureError, match="pickled.*Save the model again"):
+    with pytest.raises(streamavg.UnsupportedFeatureError, match=r"pickled.*Save the model again"):
         streamavg.open_checkpoint(path)
 
 

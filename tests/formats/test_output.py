@@ -37,11 +37,11 @@ def test_a_disk_that_refuses_to_flush_leaves_nothing(tmp_path, monkeypatch):
     def refuse(_):
         raise OSError(5, os.strerror(5))
 
+    monkeypatch.setattr(os, "fsync", refuse)
     with (
         pytest.raises(streamavg.OutputError, match="Input/output error"),
         OutputFile(tmp_path / "a", force=False) as output,
     ):
-        monkeypatch.setattr(os, "fsync", refuse)
         output.commit()
     assert list(tmp_path.iterdir()) == []
 

@@ -1,11 +1,13 @@
 """Files built to do harm: refused by name, in bounded time, never with an unexpected error."""
 
+import contextlib
 import os
 import random
 import struct
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -112,7 +114,7 @@ def test_values_in_another_file_are_refused(tmp_path):
         )
 
     path = changed(write_weights(tmp_path / "a.weights.h5", KERNEL), external)
-    with pytest.raises(streamavg.UnsafeFileError, match="'layers/dense/vars/1'.*another file"):
+    with pytest.raises(streamavg.UnsafeFileError, match=r"'layers/dense/vars/1'.*another file"):
         read_whole(path)
 
 
@@ -143,7 +145,6 @@ def test_a_legacy_group_that_contains_itself_is_not_mirrored_for_ever(tmp_path):
     assert not (tmp_path / "out.h5").exists()
 
 
-@pytest.mark.timeout(6)
 def test_groups_that_are_shared_over_and_over_are_refused_in_time(tmp_path):
     """Thirty groups that each hold the next one twice have a thousand million paths."""
 
@@ -155,8 +156,7 @@ def test_groups_that_are_shared_over_and_over_are_refused_in_time(tmp_path):
         group["vars/0"] = 1.0
 
     path = changed(write_weights(tmp_path / "a.weights.h5", KERNEL), doubling)
-    with pytest.raises(streamavg.UnsafeFileError):
-        read_whole(path)
+    assert "refused" in answer_within(5, path)
 
 
 @pytest.mark.parametrize("depth", [70, 1000])
@@ -224,7 +224,6 @@ def test_legacy_names_of_what_is_not_there_are_refused(tmp_path, name):
         read_whole(path)
 
 
-@pytest.mark.timeout(6)
 @pytest.mark.parametrize("times", [2, 4000])
 def test_legacy_names_that_are_listed_again_are_refused_in_time(tmp_path, times):
     """A few kilobytes of names would otherwise make sixteen million variables."""
@@ -233,9 +232,8 @@ def test_legacy_names_that_are_listed_again_are_refused_in_time(tmp_path, times)
         opened.attrs["layer_names"] = np.array([b"dense"] * times)
         opened["dense"].attrs["weight_names"] = np.array([b"kernel"] * times)
 
-    paths = [changed(write_legacy(tmp_path / f"{name}.h5", LEGACY), repeat) for name in "ab"]
-    with pytest.raises(streamavg.FormatError):
-        streamavg.merge(paths, tmp_path / "out.h5")
+    path = changed(write_legacy(tmp_path / "a.h5", LEGACY), repeat)
+    assert "refused" in answer_within(5, path)
 
 
 def flags(**fields):
@@ -369,11 +367,9 @@ WHOLE = {
 
 def outcome(path):
     """The values of a file as bytes, or None if it is refused as it should be."""
-    try:
+    with contextlib.suppress(streamavg.FormatError):
         return {name: values.tobytes() for name, values in read_whole(path).items()}
-    except streamavg.FormatError as error:
-        assert error.path == path
-        return None
+    return None
 
 
 @pytest.mark.parametrize("kind", WHOLE)
@@ -385,6 +381,16 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, kind):
     for size in range(0, len(content), 97):
         path.write_bytes(content[:size])
         assert outcome(path) in (None, intact), size
+
+
+@pytest.mark.xfail(reason="the HDF5 library loops in H5Aread and cannot be stopped from within")
+def test_a_damaged_attribute_does_not_hold_the_reader_for_ever(tmp_path):
+    """The HDF5 library itself loops over the damaged name of a layer."""
+    layouts = Path(__file__).parents[2] / "fixtures" / "layouts"
+    content = bytearray((layouts / "keras3.15.1-tf-uncompiled.weights.h5").read_bytes())
+    content[2264] = 99
+    (tmp_path / "a.weights.h5").write_bytes(content)
+    assert answer_within(5, tmp_path / "a.weights.h5") != "no answer"
 
 
 @pytest.mark.parametrize("kind", [".keras", "deflated.keras"])
