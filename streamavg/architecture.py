@@ -70,9 +70,11 @@ def automatic_name(name: str) -> tuple[str, int]:
 def snake_case(class_name: str) -> str:
     """The name Keras gives to objects of a class: "Conv2DTranspose" is "conv2d_transpose".
 
+    A registered class may be written with its package: "package>Class".
+
     Source: keras.src.utils.naming.to_snake_case.
     """
-    name = re.sub(r"\W+", "", class_name)
+    name = re.sub(r"\W+", "", class_name.rpartition(">")[2])
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
@@ -98,6 +100,8 @@ def parse_config(text: str, path: Path) -> Any:
 def automatic_stems(config: Any) -> frozenset[str]:
     """Snake-case names of all classes in a configuration: the stems of automatic names."""
     stems = {snake_case(item["class_name"]) for item in _objects(config)}
+    stems |= {f"{stem}_cell" for stem in stems}  # what a recurrent layer calls its inside
+    stems |= {f"{side}_{stem}" for stem in stems for side in ("forward", "backward")}
     return frozenset(stems | {*_KERAS_2_STEMS.values()})
 
 
@@ -325,10 +329,9 @@ def _are_nested(ours: Any, theirs: Any) -> bool:
 
 
 def is_from_keras(item: Mapping[str, Any]) -> bool:
-    """Whether a class is one of Keras' own; configs before Keras 2.12 do not say."""
+    """Whether a class is one of Keras' own; legacy files tell it of registered classes only."""
     module = item.get("module")
-    registered = item.get("registered_name")
-    if isinstance(registered, str) and ">" in registered:
+    if any(">" in str(item.get(key)) for key in ("registered_name", "class_name")):
         return False
     return module is None or str(module).split(".", 1)[0] in {"keras", "builtins"}
 

@@ -35,8 +35,7 @@ from streamavg.errors import (
     OutputError,
     UnsupportedFeatureError,
 )
-from streamavg.formats import default_output, output_format
-from streamavg.formats.files import OPEN_HDF5_FILES
+from streamavg.formats import MOST_DECODING, default_output, output_format
 from streamavg.formats.output import refuse_taken
 from streamavg.matching import MatchedCheckpoints, differing
 from streamavg.units import format_size, parse_size
@@ -331,7 +330,7 @@ def _plan_memory(
         origin = f"default, raised because this process already takes {format_size(reserved)}"
     held = sorted((source.values.library_bytes for source in matched.sources), reverse=True)
     headers = HEADER_BYTES + HEADER_BYTES_PER_VARIABLE * len(variables)
-    fixed = reserved + headers + sum(held[:OPEN_HDF5_FILES])
+    fixed = reserved + headers + sum(held[:MOST_DECODING])
     per_element = max((_bytes_per_element(planned, method) for planned in variables), default=0)
     longest = max((planned.variable.size for planned in variables), default=1)
     wanted = max(1, min(MOST_SLAB_ELEMENTS, longest))

@@ -20,7 +20,7 @@ from streamavg.formats import (
     keras_weights,
     legacy_conversion,
 )
-from streamavg.formats.files import RandomAccessFile
+from streamavg.formats.files import OPEN_HDF5_FILES, RandomAccessFile
 from streamavg.formats.output import OutputFile
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ FORMATS = (
         keras_legacy.create,
     ),
 )  # fmt: skip
+MOST_DECODING = OPEN_HDF5_FILES
+"""Checkpoints whose values a library may be decoding, and holding, at once."""
 _BY_NAME = {format_.name: format_ for format_ in FORMATS}
 _CONVERSIONS: dict[tuple[str, str], Creator] = {
     (keras_archive.NAME, keras_weights.NAME): keras_weights.create,

@@ -13,7 +13,7 @@ configuration, for layers whose inside is known:
       TimeDistributed and like wrappers     .../layer
       MultiHeadAttention                    .../query_dense, key_dense, value_dense, output_dense
                                               (with an underscore in front in Keras 2)
-      all other layers of Keras' own        itself, in the order of the legacy file
+      Dense, convolutions, normalizations   itself, in the order of the legacy file
 
 Every variable must find exactly one place, else nothing is written. Keras 2.12 to 2.14 call the
 group of layers `_layer_checkpoint_dependencies` and count layers with weights twice; older
@@ -26,7 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from streamavg.architecture import is_from_keras, parse_config, snake_case
+from streamavg.architecture import parse_config, snake_case
 from streamavg.checkpoint import Checkpoint, Role, Variable
 from streamavg.errors import OptionError
 from streamavg.formats import keras_legacy, keras_weights
@@ -51,11 +51,15 @@ _RECURRENT = frozenset({"LSTM", "GRU", "SimpleRNN", "ConvLSTM1D", "ConvLSTM2D", 
 _WRAPPERS = frozenset({"TimeDistributed"})
 _ATTENTION = {"query": "query_dense", "key": "key_dense", "value": "value_dense",
               "attention_output": "output_dense"}  # fmt: skip
-_OPAQUE = frozenset(
-    {"RNN", "StackedRNNCells", "SpectralNormalization", "GroupedQueryAttention",
-     "TextVectorization", "StringLookup", "IntegerLookup", "FeatureSpace", "TorchModuleWrapper"}
+_PLAIN = frozenset(
+    {"Dense", "EinsumDense", "Embedding", "PReLU", "Attention", "AdditiveAttention",
+     "Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose",
+     "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D",
+     "LocallyConnected1D", "LocallyConnected2D", "BatchNormalization", "SyncBatchNormalization",
+     "LayerNormalization", "GroupNormalization", "RMSNormalization", "Normalization"}
 )  # fmt: skip
-"""Keras' own layers with an inside that is not described above."""
+"""Keras' own layers that hold their variables themselves. A legacy file does not tell which classes
+are Keras' own, so any other class may have an inside that is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,8 +249,6 @@ class _Walk:
         class_name, settings = layer["class_name"], layer["config"]
         if class_name in _MODELS:
             yield from self.model(layer, f"{path}/", top)
-        elif not is_from_keras(layer) or class_name in _OPAQUE:
-            return
         elif class_name in _RECURRENT:
             yield _Place(f"{path}/cell", name, top, (None,))
         elif class_name == "Bidirectional":
@@ -261,5 +263,5 @@ class _Walk:
         elif class_name == "MultiHeadAttention":
             for part, attribute in _ATTENTION.items():
                 yield _Place(f"{path}/{self._private}{attribute}", name, top, (part,))
-        else:
+        elif class_name in _PLAIN:
             yield _Place(path, name, top)
