@@ -150,6 +150,17 @@ class FileIdentity:
         stat = path.stat()
         return cls(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
+    def require_same_file(self, path: Path) -> None:
+        """Raises ChangedFileError if another file is at `path`; its content may have changed."""
+        try:
+            now = FileIdentity.of(path)
+        except OSError as error:
+            raise ChangedFileError(
+                path, f"vanished while it was read ({error.strerror})."
+            ) from None
+        if (now.device, now.inode) != (self.device, self.inode):
+            raise ChangedFileError(path, "was replaced by another file while it was read.")
+
     def require_unchanged(self, path: Path) -> None:
         """Raises ChangedFileError if `path` no longer has this identity."""
         try:

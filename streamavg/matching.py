@@ -83,13 +83,16 @@ def match(
     notes: list[str] = []
     sources: list[Source] = []
     expected = Described(reference)
-    configured = None if reference.config is None else expected
+    whole = None if reference.config is None else expected
+    weights_alone: list[str] = []
     try:
         for checkpoint in checkpoints:
             findings = Findings(expected, Described(checkpoint))
-            sources.append(_match_one(findings, configured, by, preprocessing))
-            if configured is None and checkpoint.config is not None:
-                configured = findings.found
+            sources.append(_match_one(findings, whole, by, preprocessing))
+            if checkpoint.config is None:
+                weights_alone.append(str(checkpoint.path))
+            elif whole is None:
+                whole = findings.found
             differences += findings.differences
             notes += findings.notes
         if differences:
@@ -98,24 +101,25 @@ def match(
         for source in sources:
             source.values.close()
         raise
+    if whole is not None and weights_alone:
+        notes.append(
+            f"{len(weights_alone)} of the checkpoints hold weights alone ({weights_alone[0]}), so neither "
+            "their configuration nor their vocabularies were compared."
+        )
     return MatchedCheckpoints(reference, tuple(sources), tuple(dict.fromkeys(notes)))
 
 
 def _match_one(
     findings: Findings,
-    configured: Described | None,
+    whole: Described | None,
     by: MatchBy,
     preprocessing: PreprocessingPolicy,
 ) -> Source:
     reference, checkpoint = findings.reference.checkpoint, findings.found.checkpoint
     is_reference = checkpoint.path == reference.path
-    if is_reference:
-        positions = np.arange(len(reference.variables))
-    else:
-        positions = pair(findings, by)
-        _compare_assets(findings, preprocessing)
-    if configured is not None:
-        _compare_architectures(configured, findings)
+    positions = np.arange(len(reference.variables)) if is_reference else pair(findings, by)
+    if whole is not None:
+        _compare_whole_models(whole, findings, preprocessing)
     values = checkpoint.values.aligned(positions)
     if not findings.differences and not is_reference:
         _compare_preprocessing(values, preprocessing, findings)
@@ -124,13 +128,19 @@ def _match_one(
     )
 
 
-def _compare_architectures(configured: Described, findings: Findings) -> None:
-    """Compares with the reference's configuration, or with the first one if it has none."""
-    expected, found = configured.checkpoint, findings.found.checkpoint
-    if found.config is None or found.config == expected.config:
+def _compare_whole_models(
+    whole: Described, findings: Findings, preprocessing: PreprocessingPolicy
+) -> None:
+    """Compares with the reference's configuration and assets, or the first ones there are."""
+    expected, found = whole.checkpoint, findings.found.checkpoint
+    if found.config is None:
+        return
+    if found.format == expected.format:
+        _compare_assets(expected, found, preprocessing, findings)
+    if found.config == expected.config:
         return
     versions = (expected.producer, found.producer)
-    for difference in compare_configs(configured.config, findings.found.config, versions):
+    for difference in compare_configs(whole.config, findings.found.config, versions):
         text = f"configuration: {difference.text} as in {expected.path}."
         if difference.is_error:
             findings.differ(text)
@@ -138,14 +148,13 @@ def _compare_architectures(configured: Described, findings: Findings) -> None:
             findings.note(f"{text} Its values are averaged all the same.")
 
 
-def _compare_assets(findings: Findings, policy: PreprocessingPolicy) -> None:
-    """Vocabularies of archives; weights alone have none to compare."""
-    reference, checkpoint = findings.reference.checkpoint, findings.found.checkpoint
-    if reference.format != checkpoint.format:
-        return
-    for name in sorted({*reference.assets, *checkpoint.assets}):
-        if reference.assets.get(name) != checkpoint.assets.get(name):
-            _blame_data(f"asset {name!r}: its content differs", policy, findings)
+def _compare_assets(
+    expected: Checkpoint, found: Checkpoint, policy: PreprocessingPolicy, findings: Findings
+) -> None:
+    for name in sorted({*expected.assets, *found.assets}):
+        if expected.assets.get(name) != found.assets.get(name):
+            what = f"asset {name!r}: its content differs from that in {expected.path}"
+            _blame_data(what, policy, findings)
 
 
 def _compare_preprocessing(values: Values, policy: PreprocessingPolicy, findings: Findings) -> None:
@@ -157,11 +166,12 @@ def _compare_preprocessing(values: Values, policy: PreprocessingPolicy, findings
     ]
     for position in differing(reference.variables, reference.values, values, positions):
         path = reference.variables[position].path
-        _blame_data(f"variable {path!r}: its values differ", policy, findings)
+        what = f"variable {path!r}: its values differ from those in {reference.path}"
+        _blame_data(what, policy, findings)
 
 
 def _blame_data(what: str, policy: PreprocessingPolicy, findings: Findings) -> None:
-    text = f"{what} from those in {findings.expected_in}: {DIFFERENT_DATA}."
+    text = f"{what}: {DIFFERENT_DATA}."
     if policy == "equal":
         findings.differ(f"{text} To keep the reference's anyway, use --preprocessing reference.")
     else:

@@ -63,7 +63,7 @@ def merge(
 
     Memory: bounded by `memory_limit`, whatever the number and the size of the checkpoints.
     """
-    started = time.monotonic()
+    started, peak_before = time.monotonic(), memory.peak_resident_bytes()
     with planned(paths, output, Settings(**options)) as plan:
         if on_plan is not None:
             on_plan(record_of(plan))
@@ -73,7 +73,9 @@ def merge(
             stream(plan, writer, on_progress)
             writer.commit()
         seconds = time.monotonic() - started
-        return record_of(plan, measured=memory.peak_resident_bytes(), seconds=seconds)
+        peak = memory.peak_resident_bytes()
+        measured = peak if peak > peak_before else memory.resident_bytes()
+        return record_of(plan, measured=measured, seconds=seconds)
 
 
 def plan(

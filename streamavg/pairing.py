@@ -72,6 +72,11 @@ class Described:
         return {layer.path: (ranks.get(name, name), name) for layer, name in named}
 
     @cached_property
+    def attributes(self) -> frozenset[str]:
+        """Paths of layers that an attribute holds, which itself tells them apart."""
+        return frozenset(layer.path for layer in self.checkpoint.layers if layer.class_name is None)
+
+    @cached_property
     def tokens(self) -> dict[str, str]:
         """Labels of all automatic names that occur in the paths of a legacy file.
 
@@ -96,6 +101,11 @@ class Described:
 def _may_be_automatic(layer: Layer, name: str) -> bool:
     """Whether Keras may have given the name; of an attribute's class nothing is known."""
     return layer.class_name is None or automatic_name(name)[0] == layer.class_name
+
+
+def _stem(label: str) -> str:
+    """What is left of a label without its rank."""
+    return label.partition(" #")[0]
 
 
 def _ranks(names: Iterable[str]) -> dict[str, str]:
@@ -174,12 +184,24 @@ def _pairs_by_path(findings: Findings) -> list[tuple[int, int]]:
             missing.append(variable.path)
         else:
             pairs.append((expected, position))
+    containers = [_containers(described) for described in (findings.reference, findings.found)]
+    if not pairs and missing and containers[0] != containers[1]:
+        findings.differ(
+            f"keeps its layers in {containers[1]}, expected {containers[0]} as in "
+            f"{findings.expected_in}: another Keras wrote it. Save all with the same version."
+        )
+        return pairs
     for path in missing:
         hint = _closest(path, found)
         findings.differ(f"variable {path!r} is missing (present in {findings.expected_in}).{hint}")
     for path in found:
         findings.differ(f"variable {path!r} is not in {findings.expected_in}.")
     return pairs
+
+
+def _containers(described: Described) -> list[str]:
+    """Root groups that hold variables to be paired."""
+    return sorted({variable.path.split("/", 1)[0] for _, variable in described.paired()})
 
 
 def _closest(name: str, candidates: Iterable[str]) -> str:
@@ -207,7 +229,14 @@ def _compare_layer_names(findings: Findings) -> None:
     found = findings.found.labels
     for path, (label, name) in findings.reference.labels.items():
         other_label, other_name = found.get(path, (label, name))
-        if label != other_label:
+        if label == other_label:
+            continue
+        if path in findings.reference.attributes and _stem(label) == _stem(other_label):
+            findings.note(
+                f"layer {path!r} is named {other_name!r} here and {name!r} in "
+                f"{findings.expected_in}: the attributes were made in another order."
+            )
+        else:
             findings.differ(
                 f"layer {path!r} is named {other_name!r}, expected {name!r} as in "
                 f"{findings.expected_in}: its values belong to another layer."
@@ -291,9 +320,14 @@ class _LegacyPairing:
                     expected, found = labels, other_labels
                     break
             else:
-                if self._by == "order" and len(expected) == len(found):
-                    yield from zip(expected.values(), found.values(), strict=True)
-                    return
+                if len(expected) == len(found):
+                    if self._by == "order":
+                        yield from zip(expected.values(), found.values(), strict=True)
+                        return
+                    self._findings.differ(
+                        f"layer {other_name!r} names its weights differently. If they are the same "
+                        "under other names, use --match order."
+                    )
         for weight in [*expected, *(n for n in found if n not in expected)]:
             if weight in expected and weight in found:
                 yield expected[weight], found[weight]

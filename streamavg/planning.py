@@ -32,6 +32,7 @@ from streamavg.dtypes import dtype_named
 from streamavg.errors import (
     IncompatibleCheckpointsError,
     MemoryLimitError,
+    OptionError,
     OutputError,
     UnsupportedFeatureError,
 )
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamavg.checkpoint import Checkpoint
+    from streamavg.formats import Format
     from streamavg.matching import Source
     from streamavg.methods import Method
     from streamavg.options import Settings
@@ -188,9 +190,15 @@ def make_plan(
     written_as = output_format(reference, output, keeps_optimizer=keeps_optimizer)
     _refuse_output(output, matched.sources, settings.force)
     _refuse_meaningless(reference)
+    _refuse_unreadable_bfloat16(written_as, settings)
     policy = _Policy(matched, settings)
     variables = tuple(policy.decide(variable) for variable in reference.variables)
-    notes = [*matched.notes, *reference.notes, *_compare_carried(variables, matched, settings)]
+    notes = [
+        *matched.notes,
+        *reference.notes,
+        *_losses(reference, variables, written_as),
+        *_compare_carried(variables, matched, settings),
+    ]
     plan = MergePlan(
         output=output,
         output_format=written_as.name,
@@ -247,6 +255,32 @@ def _refuse_meaningless(reference: Checkpoint) -> None:
             f"layers {_some(by_role[Role.ADAPTER])} hold LoRA factors: the mean of factors is not "
             "the mean of their products. Save the models as .keras, which merges them.",
         )
+
+
+def _refuse_unreadable_bfloat16(written_as: Format, settings: Settings) -> None:
+    if settings.dtype == "bfloat16" and not written_as.reads_bfloat16:
+        raise OptionError(
+            f"--dtype bfloat16: Keras cannot load bfloat16 from a {written_as.title}. "
+            "Use -o with *.weights.h5 or *.keras, or another --dtype."
+        )
+
+
+def _losses(
+    reference: Checkpoint, variables: Sequence[PlannedVariable], written_as: Format
+) -> list[str]:
+    """What the output cannot hold or Keras cannot read of it, though nothing is wrong."""
+    notes = []
+    if reference.assets and written_as.name != reference.format:
+        notes.append(
+            f"{reference.path}: its assets ({_some(list(reference.assets))}) are not part of a "
+            f"{written_as.title}; the rebuilt model must bring them along."
+        )
+    is_bfloat16 = any(p.dtype is not None and p.dtype.kind == "V" for p in variables)
+    if is_bfloat16 and not written_as.reads_bfloat16:
+        notes.append(
+            f"Keras cannot load bfloat16 from a {written_as.title}; -o with *.weights.h5 can."
+        )
+    return notes
 
 
 def _some(names: Sequence[str]) -> str:
@@ -323,7 +357,7 @@ def _plan_memory(
     memory_limit: int | str | None,
 ) -> MemoryPlan:
     reserved = memory.resident_bytes()
-    limit = DEFAULT_MEMORY_LIMIT if memory_limit is None else parse_size(memory_limit)
+    limit = _parse_limit(memory_limit)
     origin = "default" if memory_limit is None else "as given"
     if memory_limit is None and limit < reserved + SMALLEST_HEADROOM:
         limit = reserved + SMALLEST_HEADROOM
@@ -348,6 +382,15 @@ def _plan_memory(
         )
     slab_elements = min(wanted, (limit - fixed) // per_element) if per_element else wanted
     return MemoryPlan(limit, origin, reserved, fixed + slab_elements * per_element, slab_elements)
+
+
+def _parse_limit(memory_limit: int | str | None) -> int:
+    if memory_limit is None:
+        return DEFAULT_MEMORY_LIMIT
+    try:
+        return parse_size(memory_limit)
+    except OptionError as error:
+        raise OptionError(f"--memory-limit: {error}") from None
 
 
 def _bytes_per_element(planned: PlannedVariable, method: Method) -> int:

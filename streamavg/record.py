@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamavg.dtypes import dtype_name
@@ -16,8 +17,8 @@ from streamavg.planning import Action
 from streamavg.version import __version__
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator
-    from pathlib import Path
 
     from streamavg.planning import MergePlan
 
@@ -62,7 +63,8 @@ class MemoryRecord:
     reserved: int
     projected: int
     measured: int | None
-    """Peak since the process started; None before the merge has run."""
+    """Peak since the process started; None before the merge has run. If the process had been larger
+    before the merge, what it took at the end of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +100,9 @@ class MergeRecord:
         """The record as JSON, indented."""
         return "".join(json_pieces(self))
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the record as JSON. Raises: OSError."""
-        with path.open("w", encoding="utf-8") as file:
+        with Path(path).open("w", encoding="utf-8") as file:
             file.writelines(json_pieces(self))
             file.write("\n")
 

@@ -8,6 +8,7 @@ Keeping the sum apart keeps a uniform mean exact until its single division.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING
 from streamavg.errors import CoefficientError, OptionError
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Sequence
 
 SUM_TOLERANCE = 1e-6 * (1 + 1e-6)
@@ -58,7 +58,10 @@ def coefficients_for(
     """
     if weights is None:
         return Coefficients((1.0,) * count)
-    numerators = tuple(float(weight) for weight in weights)
+    try:
+        numerators = tuple(map(float, weights))
+    except (TypeError, ValueError):
+        raise CoefficientError(f"--weights: {weights!r} are not numbers.") from None
     if len(numerators) != count:
         raise CoefficientError(
             f"--weights: {len(numerators)} weights for {count} checkpoints. Give one for each."
@@ -89,6 +92,8 @@ def select_paths(paths: Iterable[str | os.PathLike[str]]) -> tuple[Path, ...]:
     Raises:
         OptionError: fewer than two, or the same file twice.
     """
+    if isinstance(paths, (str, bytes, os.PathLike)):
+        raise OptionError(f"{paths!r} is one path; give a list of at least two.")
     selected = tuple(Path(path) for path in paths)
     if len(selected) < 2:
         raise OptionError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import re
 from fractions import Fraction
 
@@ -19,13 +20,13 @@ _BINARY_UNITS = ("KiB", "MiB", "GiB", "TiB")
 _SIZE = re.compile(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
-def parse_size(text: str | int) -> int:
+def parse_size(text: str | float) -> int:
     """Reads a size such as "64MiB", "1.5GB", "256M" or 1048576.
 
     K, M, G and T alone are binary (1024), as in most command-line tools.
 
     Args:
-        text: the size; an integer is taken as bytes.
+        text: the size; a number is taken as bytes.
 
     Returns:
         The size in bytes.
@@ -33,10 +34,10 @@ def parse_size(text: str | int) -> int:
     Raises:
         OptionError: not a size, or not positive.
     """
-    if isinstance(text, int):
-        size = text
+    if isinstance(text, numbers.Real):
+        size = int(text) if math.isfinite(text) else 0
     else:
-        match = _SIZE.fullmatch(text)
+        match = _SIZE.fullmatch(str(text))
         if match is None or match[2].lower() not in _FACTORS:
             raise OptionError(f"{text!r} is not a size. Write it like 64MiB, 512M or 2GB.")
         size = int(Fraction(match[1]) * _FACTORS[match[2].lower()])

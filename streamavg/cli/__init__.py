@@ -80,6 +80,13 @@ def main() -> NoReturn:
             traceback.print_exc()
         _print_differences(error)
         code = _complain(str(error) or type(error).__name__, _exit_code(error))
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        what = f"{type(error).__name__}: {error}"
+        code = _complain(
+            f"internal error, {what}. Please report it with what --debug prints.", EXIT_REFUSED
+        )
     else:
         code = 0
     sys.exit(code)

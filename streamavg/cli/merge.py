@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -167,7 +168,8 @@ def _next_command(record: MergeRecord) -> str:
     if not record.output_has_config:
         return f"model.load_weights({record.output!r}) in the rebuilt model, then evaluate it."
     load = f"import keras; keras.saving.load_model({record.output!r}, compile=False).summary()"
-    return f'python -c "{load}", then evaluate it.'
+    quoted = shlex.quote(load) if set(load) & set('"$`!\\') else f'"{load}"'
+    return f"python -c {quoted}, then evaluate it."
 
 
 def _plan_lines(record: MergeRecord) -> list[str]:

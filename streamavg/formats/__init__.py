@@ -6,6 +6,7 @@ when it reads an output back. A new format is one new file here and one line in 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,8 @@ class Format:
     """Suffixes under which Keras reads this layout back, the usual one first."""
     read: Reader
     create: Creator
+    reads_bfloat16: bool = True
+    """Whether Keras reads bfloat16 values back from this layout."""
 
 
 FORMATS = (
@@ -56,7 +59,7 @@ FORMATS = (
     ),
     Format(
         keras_legacy.NAME, "legacy HDF5 file", (".h5", ".hdf5"), keras_legacy.read,
-        keras_legacy.create,
+        keras_legacy.create, reads_bfloat16=False,
     ),
 )  # fmt: skip
 MOST_DECODING = OPEN_HDF5_FILES
@@ -67,6 +70,7 @@ _CONVERSIONS: dict[tuple[str, str], Creator] = {
     (keras_legacy.NAME, keras_weights.NAME): legacy_conversion.create,
 }
 """What else can be written: the weights alone of a checkpoint in another format."""
+_SHARD = re.compile(r"_[0-9]{5}\.weights\.h5$")
 _USER_BLOCKS = (0, 512, 1024, 2048, 4096)
 """Offsets at which an HDF5 file may begin after a block of the user's."""
 
@@ -145,6 +149,8 @@ def _other_format(path: Path) -> str | None:
         return "is a folder. Name the checkpoint files in it."
     if path.suffix == ".index" or (not path.exists() and Path(f"{path}.index").exists()):
         return f"is a TensorFlow checkpoint, which is not read. {save_again}"
+    if _SHARD.search(path.name) and Path(_SHARD.sub(".weights.json", str(path))).exists():
+        return f"is one shard of several, which are not read. {save_again}"
     if path.name.endswith(".weights.json"):
         return f"is the index of sharded weights, which are not read. {save_again}"
     return None

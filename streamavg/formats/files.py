@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import atexit
 import os
+import threading
 from collections import OrderedDict
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from streamavg.errors import ChangedFileError, CorruptFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from streamavg.checkpoint import FileIdentity
@@ -28,7 +32,9 @@ OPEN_HDF5_FILES = 4
 
 
 class RecentlyOpened(Generic[Opened]):
-    """Keeps the files that were used last open, and closes the others.
+    """Keeps the files that were used last open, and closes the others. Safe for threads.
+
+    A file that is in use is never closed, however many others are opened meanwhile.
 
     Args:
         limit: how many stay open.
@@ -38,28 +44,54 @@ class RecentlyOpened(Generic[Opened]):
     def __init__(self, limit: int, close: Callable[[Opened], None]) -> None:
         self._limit = limit
         self._close = close
-        self._opened: OrderedDict[Hashable, Opened] = OrderedDict()
+        self._lock = threading.RLock()
+        self._entries: OrderedDict[Hashable, _Entry[Opened]] = OrderedDict()
 
-    def get(self, key: Hashable, opener: Callable[[], Opened]) -> Opened:
-        """What is open under `key`, opened now if need be. Stays open until others push it out."""
-        if key in self._opened:
-            self._opened.move_to_end(key)
-            return self._opened[key]
-        opened = opener()
-        self._opened[key] = opened
-        while len(self._opened) > self._limit:
-            self._close(self._opened.popitem(last=False)[1])
-        return opened
+    @contextmanager
+    def using(self, key: Hashable, opener: Callable[[], Opened]) -> Iterator[Opened]:
+        """What is open under `key`, opened now if need be, for the length of the block."""
+        with self._lock:
+            if key not in self._entries:
+                self._entries[key] = _Entry(opener())
+            entry = self._entries[key]
+            self._entries.move_to_end(key)
+            entry.users += 1
+            self._close_oldest()
+        try:
+            yield entry.opened
+        finally:
+            with self._lock:
+                entry.users -= 1
+                if entry.is_retired and not entry.users:
+                    self._close(entry.opened)
+                self._close_oldest()
+
+    def _close_oldest(self) -> None:
+        idle = [key for key, entry in self._entries.items() if not entry.users]
+        for key in idle[: max(0, len(self._entries) - self._limit)]:
+            self.close(key)
 
     def close(self, key: Hashable) -> None:
-        """Closes what is open under `key`, if anything is."""
-        if key in self._opened:
-            self._close(self._opened.pop(key))
+        """Closes what is open under `key`, if anything is; later, if it is in use."""
+        with self._lock:
+            entry = self._entries.pop(key, None)
+            if entry is not None and entry.users:
+                entry.is_retired = True
+            elif entry is not None:
+                self._close(entry.opened)
 
     def close_all(self) -> None:
         """Closes everything."""
-        while self._opened:
-            self._close(self._opened.popitem()[1])
+        with self._lock:
+            for key in list(self._entries):
+                self.close(key)
+
+
+@dataclass
+class _Entry(Generic[Opened]):
+    opened: Opened
+    users: int = 0
+    is_retired: bool = False
 
 
 _descriptors = RecentlyOpened[int](OPEN_DESCRIPTORS, os.close)
@@ -83,9 +115,10 @@ class RandomAccessFile:
         """Size in bytes."""
         return self.identity.size
 
-    def descriptor(self) -> int:
-        """An open file descriptor, valid until the next file is read."""
-        return _descriptors.get(self, self._open)
+    def require_same(self) -> None:
+        """Raises ChangedFileError if another file is at the path now."""
+        with self._using():
+            self.identity.require_same_file(self.path)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fills `buffer` with the bytes from `offset` on.
@@ -95,20 +128,24 @@ class RandomAccessFile:
             ChangedFileError: the file is not the one that was opened.
         """
         done = 0
-        while done < len(buffer):
-            try:
-                count = os.preadv(self.descriptor(), [buffer[done:]], offset + done)
-            except OSError as error:
-                raise CorruptFileError(
-                    self.path, f"cannot be read: {error.strerror} at byte {offset + done}."
-                ) from error
-            if count == 0:
-                raise CorruptFileError(
-                    self.path,
-                    f"ends at byte {offset + done}, inside its data. "
-                    "It is truncated; save or copy it again.",
-                )
-            done += count
+        with self._using() as descriptor:
+            while done < len(buffer):
+                try:
+                    count = os.preadv(descriptor, [buffer[done:]], offset + done)
+                except OSError as error:
+                    raise CorruptFileError(
+                        self.path, f"cannot be read: {error.strerror} at byte {offset + done}."
+                    ) from error
+                if count == 0:
+                    raise CorruptFileError(
+                        self.path,
+                        f"ends at byte {offset + done}, inside its data. "
+                        "It is truncated; save or copy it again.",
+                    )
+                done += count
+
+    def _using(self) -> AbstractContextManager[int]:
+        return _descriptors.using(self, self._open)
 
     def read(self, offset: int, size: int) -> bytes:
         """The `size` bytes from `offset` on. Raises: as `read_into`."""

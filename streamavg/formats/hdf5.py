@@ -19,6 +19,7 @@ import copy
 import math
 import re
 import sys
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,7 @@ class Hdf5File:
         self.size = file.size if size is None else size
         self.path = file.path if path is None else path
         self.check = check
+        self._last: tuple[str, h5py.h5d.DatasetID] | None = None
 
     @contextmanager
     def opened(self) -> Iterator[h5py.File]:
@@ -117,7 +119,7 @@ class Hdf5File:
             opened = h5py.File(self.path, "r") if self.whole else self._open_window()
             with opened:
                 limit_metadata_cache(opened)
-                self.file.descriptor()
+                self.file.require_same()
                 yield opened
 
     def _open_window(self) -> h5py.File:
@@ -130,24 +132,36 @@ class Hdf5File:
     def _translated_errors(self) -> Iterator[None]:
         try:
             yield
+            _raise_refusal()
         except BlockingIOError as error:
             raise CorruptFileError(
                 self.path,
                 "is open for writing in another process. Wait until the checkpoint is saved.",
             ) from error
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
+        except (OSError, RuntimeError, KeyError, ValueError, SystemError) as error:
+            _raise_refusal()
             if type(error).__module__.startswith("streamavg"):
                 raise
             raise CorruptFileError(self.path, f"is not a readable HDF5 file: {error}.") from error
 
     def read_through_library(self, dataset: Dataset, start: int, out: NDArray[Any]) -> None:
         """Fills `out` with elements of a dataset that cannot be read by offset."""
-        with self._translated_errors():
-            opened = _hdf5_files.get(self, self._open_window)
-            _read_elements(opened, dataset, start, out)
+        with self._translated_errors(), _hdf5_files.using(self, self._open_window) as opened:
+            _read_elements(self._opened_dataset(opened, dataset), dataset, start, out)
+
+    def _opened_dataset(self, opened: h5py.File, dataset: Dataset) -> h5py.h5d.DatasetID:
+        """A dataset that stays open: the library drops decoded chunks when it is closed."""
+        if self._last is None or self._last[0] != dataset.path or not self._last[1].id:
+            access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+            slots, _, weight = access.get_chunk_cache()
+            access.set_chunk_cache(slots, max(LARGEST_TILE_CACHE, dataset.tile_bytes), weight)
+            found = h5py.h5d.open(opened.id, dataset.path.encode(), dapl=access)
+            self._last = dataset.path, found
+        return self._last[1]
 
     def close(self) -> None:
         """Closes everything that is open; reading opens it again."""
+        self._last = None
         _hdf5_files.close(self)
         self.file.close()
 
@@ -155,6 +169,21 @@ class Hdf5File:
 _hdf5_files = RecentlyOpened[h5py.File](OPEN_HDF5_FILES, h5py.File.close)
 # An h5py file over a Python file object that is still open at exit crashes the interpreter.
 atexit.register(_hdf5_files.close_all)
+
+
+class _Refusals(threading.local):
+    """What stopped the reading of a window inside the library, an interrupt or an error."""
+
+    error: BaseException | None = None
+
+
+_refusals = _Refusals()
+
+
+def _raise_refusal() -> None:
+    error, _refusals.error = _refusals.error, None
+    if error is not None:
+        raise error
 
 
 class _Window:
@@ -173,7 +202,11 @@ class _Window:
 
     def readinto(self, buffer: memoryview) -> int:
         count = max(0, min(len(buffer), self._hdf5.size - self._position))
-        self._hdf5.file.read_into(self._hdf5.start + self._position, memoryview(buffer)[:count])
+        try:
+            self._hdf5.file.read_into(self._hdf5.start + self._position, memoryview(buffer)[:count])
+        except BaseException as error:  # the library cannot pass it on
+            _refusals.error = error
+            return 0
         self._position += count
         return count
 
@@ -208,7 +241,7 @@ class Hdf5Values:
         """See `Values`: the cache of decoded chunks, and one chunk before and after decoding."""
         if not self._detours:
             return 0
-        return LARGEST_TILE_CACHE + 2 * max(d.tile_bytes for d in self._detours.values())
+        return LARGEST_TILE_CACHE + 3 * max(d.tile_bytes for d in self._detours.values())
 
     def read_into(self, position: int, start: int, out: NDArray[Any]) -> None:
         """See `Values`."""
@@ -319,7 +352,7 @@ def _walk_group(
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sorts numbers inside names by value: "2" < "10", "dense" < "dense_2" < "dense_10"."""
     return tuple(
-        (0, int(part), "") if _DIGITS.fullmatch(part) else (1, 0, part)
+        (0, len(part.lstrip("0")), part.lstrip("0")) if _DIGITS.fullmatch(part) else (1, 0, part)
         for part in _DIGITS.split(name)
         if part
     )
@@ -497,23 +530,25 @@ def _bytes_are_values(stored: h5py.h5t.TypeID, dtype: np.dtype[Any]) -> bool:
     return bool(stored == h5py.h5t.py_create(dtype))
 
 
-def _read_elements(opened: h5py.File, dataset: Dataset, start: int, out: NDArray[Any]) -> None:
-    if dataset.dtype.kind == "O":
-        values = opened[dataset.path][()]
-        out[:] = np.asarray(values, object).reshape(-1)[start : start + out.size]
-        return
-    source = h5py.h5d.open(opened.id, dataset.path.encode())
+def _read_elements(
+    source: h5py.h5d.DatasetID, dataset: Dataset, start: int, out: NDArray[Any]
+) -> None:
     space = source.get_space()
-    memory_type = source.get_type() if dataset.dtype.kind == "V" else _memory_type(dataset.dtype)
     done = 0
     for first, extent in boxes(dataset.shape, start, out.size):
         count = math.prod(extent)
+        target = out[done : done + count]
+        done += count
+        if dataset.dtype.kind == "O":
+            index = tuple(slice(f, f + e) for f, e in zip(first, extent, strict=True))
+            target[:] = np.asarray(h5py.Dataset(source)[index], object).reshape(-1)
+            continue
+        is_raw = dataset.dtype.kind == "V"
+        memory_type = source.get_type() if is_raw else _memory_type(dataset.dtype)
         if first:
             space.select_hyperslab(first, extent)
-        target = out[done : done + count]
-        source.read(h5py.h5s.create_simple((count,)), space, target.view(_readable(target.dtype)),
-                    mtype=memory_type)  # fmt: skip
-        done += count
+        memory = h5py.h5s.create_simple((count,))
+        source.read(memory, space, target.view(_readable(target.dtype)), mtype=memory_type)
 
 
 def _memory_type(dtype: np.dtype[Any]) -> h5py.h5t.TypeID:

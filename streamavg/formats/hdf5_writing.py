@@ -56,7 +56,7 @@ class Hdf5Stretch:
             with h5py.File(window, mode, libver=("earliest", "v108")) as opened:
                 limit_metadata_cache(opened)
                 yield opened
-        except (OSError, RuntimeError, SystemError):
+        except Exception:
             if window.refusal is None:
                 raise
         if window.refusal is not None:

@@ -15,6 +15,7 @@ Source: keras/src/legacy/saving/legacy_h5_format.py, Keras 2.2 to 3.15.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -39,7 +40,9 @@ OPTIMIZER_GROUP = "optimizer_weights"
 TOP_LEVEL_GROUP = "top_level_model_weights"
 """Weights that belong to the model itself; Keras 2.3 and later."""
 CONFIG, VERSION = "model_config", "keras_version"
-LARGEST_CONFIG = 16 * 1024**2
+LARGEST_HEADERS = 16 * 1024**2
+HEADERS_PER_DATASET = 8192
+"""Bytes that a file may hold beside its values: its configuration, groups and attributes."""
 
 
 def recognises(opened: h5py.File) -> bool:
@@ -61,10 +64,9 @@ def read(file: RandomAccessFile) -> Checkpoint:
         weights, prefix = _weights_group(opened, path)
         found = list(_layer_datasets(weights, prefix, hdf5))
         optimizer = list(_optimizer_datasets(opened, hdf5))
+        _refuse_large_headers([d for *_, d in found] + optimizer, hdf5)
         config = _text(opened.attrs.get(CONFIG))
         producer = _text(weights.attrs.get(VERSION, opened.attrs.get(VERSION)))
-    if config is not None and len(config) > LARGEST_CONFIG:
-        raise UnsafeFileError(path, f"its {CONFIG} has {len(config):,} characters.")
     variables, datasets = _variables(found, prefix)
     variables += [
         Variable(dataset.path, dataset.shape, dataset.dtype, Role.OPTIMIZER, OPTIMIZER_GROUP)
@@ -76,7 +78,7 @@ def read(file: RandomAccessFile) -> Checkpoint:
         format=NAME,
         naming=Naming.BY_LAYER,
         producer=producer,
-        variables=assign_roles(variables, {}),
+        variables=assign_roles(variables),
         layers=tuple(Layer(name, name, None) for name in layers if name != OPTIMIZER_GROUP),
         config=config,
         assets={},
@@ -135,6 +137,16 @@ def _layer_datasets(
             if not isinstance(found, h5py.h5d.DatasetID):
                 raise CorruptFileError(hdf5.path, f"variable '{layer}/{name}' is not an array.")
             yield layer, name, describer.describe(found, f"{prefix}{layer}/{name}")
+
+
+def _refuse_large_headers(datasets: Sequence[Dataset], hdf5: Hdf5File) -> None:
+    """A configuration is read whole, and its size is known only by what is left of the file."""
+    if any(dataset.offset < 0 for dataset in datasets):
+        return  # what compressed values take in the file is not known either
+    values = sum(math.prod(dataset.shape) * dataset.dtype.itemsize for dataset in datasets)
+    headers = hdf5.size - values
+    if headers > LARGEST_HEADERS + HEADERS_PER_DATASET * len(datasets):
+        raise UnsafeFileError(hdf5.path, f"{headers:,} of its bytes are no values.")
 
 
 def _refuse_repeated(names: Sequence[str], what: str, path: Path) -> None:

@@ -108,10 +108,9 @@ def describe_weights(
         )
         for dataset in datasets
     ]
-    names = {layer.path: layer.name for layer in layers.values()}
     notes = (f"{unread} datasets outside any layer are left out: Keras does not read them",)
     return (
-        assign_roles(variables, names),
+        assign_roles(variables),
         tuple(layers.values()),
         Hdf5Values(hdf5, datasets),
         notes if unread else (),

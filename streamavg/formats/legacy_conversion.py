@@ -182,7 +182,12 @@ def place_variables(reference: Checkpoint) -> dict[str, str]:
         )
     config = parse_config(reference.config, reference.path)
     scopes = {part for v in reference.variables for part in (v.layer, *_scopes(v))}
-    places = list(_Walk(_version(reference) or (3, 0), scopes).model(config, ""))
+    try:
+        places = list(_Walk(_version(reference) or (3, 0), scopes).model(config, ""))
+    except (KeyError, TypeError, AttributeError):
+        raise OptionError(
+            f"{reference.path}: its configuration is not one that Keras writes. Use -o with *.h5."
+        ) from None
     placed: dict[str, str] = {}
     counts: dict[str, int] = {}
     for variable in reference.variables:

@@ -11,11 +11,10 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from streamavg.architecture import automatic_name
 from streamavg.checkpoint import Kind, Role, Variable, last_part
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
 _NORMALIZATION_NAMES = ("mean", "variance", "count")
 _TF_IDF_KEY = "idf_weights"
@@ -27,22 +26,16 @@ _QUANTIZED_NAME = re.compile(
 _ADAPTER_NAME = re.compile(r"lora_(kernel|embeddings)_[ab]")
 
 
-def assign_roles(
-    variables: Sequence[Variable], layer_names: Mapping[str, str | None]
-) -> tuple[Variable, ...]:
+def assign_roles(variables: Sequence[Variable]) -> tuple[Variable, ...]:
     """Gives each variable the role that its whole layer tells.
 
     Args:
         variables: with role WEIGHT, or with the role that their place in the file gives.
-        layer_names: name of each layer by its path.
     """
     groups: dict[str, list[Variable]] = {}
     for variable in variables:
         groups.setdefault(_parent(variable.path), []).append(variable)
-    roles = {
-        parent: _group_role(siblings, layer_names.get(siblings[0].layer))
-        for parent, siblings in groups.items()
-    }
+    roles = {parent: _group_role(siblings) for parent, siblings in groups.items()}
     return tuple(
         _with_role(variable, _role(variable, roles[_parent(variable.path)]))
         for variable in variables
@@ -70,28 +63,27 @@ def _role(variable: Variable, group_role: Role) -> Role:
     return group_role
 
 
-def _group_role(siblings: Sequence[Variable], layer_name: str | None) -> Role:
+def _group_role(siblings: Sequence[Variable]) -> Role:
     if is_quantized(siblings):
         return Role.QUANTIZED
-    if _is_normalization(siblings, layer_name):
+    if _is_normalization(siblings):
         return Role.PREPROCESSING
     return Role.WEIGHT
 
 
-def _is_normalization(siblings: Sequence[Variable], layer_name: str | None) -> bool:
+def _is_normalization(siblings: Sequence[Variable]) -> bool:
     """Normalization keeps mean, variance and an integer count; no other Keras layer does.
 
+    Its name does not matter: it may be an attribute of any name in a subclassed model.
     Source: keras.layers.Normalization.build, Keras 2.12 to 3.15.
     """
     if len(siblings) != len(_NORMALIZATION_NAMES):
         return False
     if tuple(last_part(variable.path) for variable in siblings) == _NORMALIZATION_NAMES:
         return True
-    labels = (last_part(siblings[0].layer), layer_name)
-    stems = {automatic_name(label)[0] for label in labels if label}
     mean, variance, count = siblings
     return (
-        "normalization" in stems
+        all(last_part(variable.path).isdigit() for variable in siblings)
         and mean.shape == variance.shape
         and mean.kind == variance.kind == Kind.FLOAT
         and count.kind == Kind.INTEGER
@@ -118,6 +110,7 @@ def is_quantized(siblings: Iterable[Variable]) -> bool:
         code.kind == Kind.INTEGER
         and code.dtype.itemsize == 1
         and len(code.shape) >= 2
-        and any(other.shape not in {(), code.shape} and other.size for other in floats)
+        and not any(other.shape == code.shape for other in floats)  # a mask of weights
+        and any(other.shape != () and other.size for other in floats)
         for code in weights
     )

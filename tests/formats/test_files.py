@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,41 @@ def test_the_file_used_longest_ago_is_closed_first():
     closed = []
     recent = RecentlyOpened(2, closed.append)
     for key in "abacb":
-        recent.get(key, key.upper)
+        with recent.using(key, key.upper) as opened:
+            assert opened == key.upper()
     assert closed == ["B", "A"]
     recent.close("c")
     recent.close("c")
     assert closed == ["B", "A", "C"]
     recent.close_all()
     assert closed == ["B", "A", "C", "B"]
+
+
+def test_a_file_in_use_is_not_closed():
+    closed = []
+    recent = RecentlyOpened(1, closed.append)
+    with recent.using("a", lambda: "A"):
+        with recent.using("b", lambda: "B"):
+            assert closed == []
+        assert closed == ["B"]
+        recent.close("a")
+        assert closed == ["B"]
+    assert closed == ["B", "A"]
+
+
+def test_threads_that_read_more_files_than_may_be_open_get_their_own_bytes(tmp_path):
+    files = [
+        opened_file(tmp_path / str(n), bytes([n % 251]) * 4096) for n in range(2 * OPEN_DESCRIPTORS)
+    ]
+
+    def read_all(shift):
+        order = files[shift:] + files[:shift]
+        return all(set(f.read(0, 4096)) == {int(f.path.name) % 251} for f in order * 5)
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(read_all, range(0, 6 * 17, 17)))
+    for file in files:
+        file.close()
 
 
 def test_bytes_are_read_by_offset(tmp_path):
