@@ -103,8 +103,8 @@ def match(
         raise
     if whole is not None and weights_alone:
         notes.append(
-            f"{len(weights_alone)} of the checkpoints hold weights alone ({weights_alone[0]}), so neither "
-            "their configuration nor their vocabularies were compared."
+            f"{len(weights_alone)} of the checkpoints hold weights alone ({weights_alone[0]}), so "
+            "neither their configuration nor their vocabularies were compared."
         )
     return MatchedCheckpoints(reference, tuple(sources), tuple(dict.fromkeys(notes)))
 

@@ -184,7 +184,61 @@ class TestErrors:
         assert len(text) < 200
 
 
+DROPOUT = {
+    "class_name": "Functional",
+    "config": {
+        "name": "functional",
+        "layers": [
+            {"class_name": "Dense", "config": {"name": "a"}, "inbound_nodes": []},
+            {"class_name": "Dense", "config": {"name": "b"}, "inbound_nodes": []},
+            {
+                "class_name": "Dropout",
+                "config": {"name": "d", "rate": 0.1},
+                "inbound_nodes": [[["a", 0, 0, {}]]],
+            },
+        ],
+    },
+}  # fmt: skip
+
+
+class TestLayersThatActInTraining:
+    """They may differ in their settings, but not in what they are connected to."""
+
+    def rewired(self, config):
+        config["config"]["layers"][2]["inbound_nodes"] = [[["b", 0, 0, {}]]]
+
+    @pytest.mark.parametrize("versions", [(KERAS, KERAS), ("3.15.1", "3.15.0"), ("2.15.0", KERAS)])
+    def test_are_compared_by_their_connections_in_all_versions(self, versions):
+        (text,) = errors(DROPOUT, self.rewired, versions)
+        assert text.startswith("layer 'd': inbound_nodes are other connections")
+
+    def test_may_differ_in_their_rate(self):
+        def rate(config):
+            config["config"]["layers"][2]["config"]["rate"] = 0.5
+
+        assert compare(DROPOUT, rate) == []
+
+    def test_do_not_include_layers_that_change_their_input_in_use(self):
+        item = {"class_name": "AutoContrast", "config": {"name": "x", "value_range": [0, 1]}}
+
+        def change(config):
+            config["config"]["value_range"] = [0, 255]
+
+        assert errors(item, change)
+
+
 class TestWarnings:
+    def test_are_the_compiled_code_of_lambda_layers(self):
+        code = {"class_name": "__lambda__", "config": {"code": "4wEA", "defaults": None}}
+        item = {"class_name": "Lambda", "config": {"name": "scale", "function": code}}
+
+        def change(config):
+            config["config"]["function"]["config"]["code"] = "4wEB"
+
+        assert warnings(item, change) == [
+            "the model, function: its code is compiled to other bytes, expected the same"
+        ]
+
     """The same function in another rounding, or a setting whose meaning is unknown."""
 
     def test_are_dtype_policies(self):
@@ -308,6 +362,19 @@ class TestVersions:
                 found.append(json.loads(file.attrs["model_config"]))
         differences = compare_configs(*found, ("2.21.0", KERAS))
         assert [d.text for d in differences if d.is_error] == []
+
+    def test_have_older_names_for_functional_models(self):
+        model = {"class_name": "Functional", "config": {"name": "model", "layers": []}}
+        assert compare(model, lambda config: config.update(class_name="Model")) == []
+
+    def test_write_the_same_axis_in_several_ways(self):
+        item = {"class_name": "BatchNormalization", "config": {"name": "n", "axis": [3]}}
+
+        def change(config):
+            config["config"]["axis"] = -1
+
+        assert compare(item, change, ("2.12.0", "2.2.4")) == []
+        assert errors(item, change)
 
 
 class TestParsing:

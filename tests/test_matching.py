@@ -1,5 +1,7 @@
 """Do these checkpoints describe the same model? Every difference at once, or a matched set."""
 
+import zipfile
+
 import h5py
 import numpy as np
 import pytest
@@ -334,6 +336,39 @@ class TestMatchOrder:
 
 
 class TestMixtures:
+    def test_of_two_vocabularies_are_refused_whatever_the_reference_is(self, tmp_path):
+        lookups = layout("keras3.15.1-tf-lookups.keras")
+        changed = tmp_path / "changed.keras"
+        with zipfile.ZipFile(lookups) as source, zipfile.ZipFile(changed, "w") as target:
+            for name in source.namelist():
+                content = source.read(name)
+                is_vocabulary = name.endswith("string_lookup/vocabulary.txt")
+                target.writestr(name, content + b"more\n" * is_vocabulary)
+        weights = layout("keras3.15.1-tf-lookups.weights.h5")
+        for order in ((weights, lookups, changed), (lookups, weights, changed)):
+            (difference,) = differences(*order)
+            assert "vocabulary.txt" in difference
+            assert "differently prepared data" in difference
+
+    def test_of_attributes_made_in_another_order_are_matched_with_a_note(self, tmp_path):
+        values = [np.zeros(2, "f4")]
+        files = []
+        for name, names in (("a", ("dense", "dense_1")), ("b", ("dense_1", "dense"))):
+            path = write_weights(tmp_path / f"{name}.weights.h5", {"one": values, "two": values})
+            with h5py.File(path, "r+") as opened:
+                for group, label in zip(("one", "two"), names, strict=True):
+                    opened[f"{group}/vars"].attrs["name"] = label
+            files.append(path)
+        assert all("made in another order" in note for note in matched(*files).notes)
+        assert len(matched(*files).notes) == 2
+
+    def test_of_keras_2_12_and_later_weights_are_one_difference(self):
+        (difference,) = differences(
+            layout("keras2.12.0-tf2.12.1-nested.weights.h5"),
+            layout("keras2.15.0-tf2.15.1-nested.weights.h5"),
+        )
+        assert "another Keras wrote it" in difference
+
     def test_of_archives_and_weights_files_are_matched(self):
         files = [DIGITS / "epoch-18.keras", DIGITS / "epoch-19.weights.h5"]
         for order in (files, files[::-1]):

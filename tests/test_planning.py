@@ -180,6 +180,28 @@ class TestPolicies:
         assert output.exists()
 
 
+class TestBfloat16:
+    """Keras writes it to legacy files without a mark, and cannot read it back."""
+
+    def test_is_not_written_to_a_legacy_file(self, tmp_path):
+        pair = [LEGACY / "keras3-epoch-19.h5", LEGACY / "keras3-epoch-20.h5"]
+        with pytest.raises(OptionError, match=r"--dtype bfloat16.*\*\.weights\.h5"):
+            plan(pair, tmp_path / "out.h5", dtype="bfloat16")
+        assert plan(pair, tmp_path / "out.weights.h5", dtype="bfloat16").notes == ()
+
+    def test_that_is_there_already_is_kept_with_a_note(self, tmp_path):
+        paths, output = twice(LAYOUTS / "keras3.15.1-tf-bfloat16_a.h5", tmp_path)
+        assert any("cannot load bfloat16" in note for note in plan(paths, output).notes)
+
+
+class TestAssets:
+    def test_that_the_output_cannot_hold_are_told_of(self, tmp_path):
+        paths, output = twice(LAYOUTS / "keras3.15.1-tf-lookups.keras", tmp_path)
+        assert plan(paths, output).notes == ()
+        (note,) = plan(paths, tmp_path / "out.weights.h5").notes
+        assert "are not part of a weights file" in note
+
+
 class TestMeaninglessMeans:
     """The mean of codes is not the code of the mean."""
 
