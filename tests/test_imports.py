@@ -13,7 +13,7 @@ LEVELS = [
     {"units", "memory", "dtypes"},
     {"architecture", "options", "checkpoint"},
     {"formats.files", "formats.roles", "formats.output"},
-    {"formats.archive"},
+    {"formats.archive", "formats.hdf5_headers"},
     {"formats.hdf5"},
     {"formats.hdf5_writing"},
     {"formats.keras_weights", "formats.keras_legacy"},

@@ -18,7 +18,8 @@ import h5py
 import numpy as np
 
 from streamavg.errors import UnsupportedFeatureError
-from streamavg.formats.hdf5 import GroupGuard, is_hard_link, limit_metadata_cache
+from streamavg.formats.hdf5 import limit_metadata_cache
+from streamavg.formats.hdf5_headers import GroupGuard, is_hard_link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

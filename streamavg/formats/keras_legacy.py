@@ -23,7 +23,8 @@ import numpy as np
 
 from streamavg.checkpoint import Checkpoint, Layer, Naming, Role, Variable
 from streamavg.errors import CorruptFileError, UnsafeFileError
-from streamavg.formats.hdf5 import Dataset, Describer, Hdf5File, Hdf5Values, hdf5_of, resolve, walk
+from streamavg.formats.hdf5 import Hdf5File, Hdf5Values, hdf5_of
+from streamavg.formats.hdf5_headers import Dataset, resolve, walk
 from streamavg.formats.hdf5_writing import Hdf5CheckpointWriter, Hdf5Stretch, Mirror
 from streamavg.formats.roles import assign_roles
 
@@ -122,7 +123,7 @@ def _layer_datasets(
     weights: h5py.Group, prefix: str, hdf5: Hdf5File
 ) -> Iterator[tuple[str, str, Dataset]]:
     """Yields layer, weight name and header of each dataset, in the file's order."""
-    describer = Describer(hdf5)
+    describer = hdf5.describer()
     layers = read_names(weights, "layer_names")
     if TOP_LEVEL_GROUP in weights:
         layers.append(TOP_LEVEL_GROUP)
@@ -158,7 +159,7 @@ def _refuse_repeated(names: Sequence[str], what: str, path: Path) -> None:
 def _optimizer_datasets(opened: h5py.File, hdf5: Hdf5File) -> Iterator[Dataset]:
     if OPTIMIZER_GROUP in opened:
         resolve(opened, OPTIMIZER_GROUP, hdf5.path)
-        yield from walk(opened[OPTIMIZER_GROUP], hdf5, f"{OPTIMIZER_GROUP}/")
+        yield from walk(opened[OPTIMIZER_GROUP], hdf5.describer(), f"{OPTIMIZER_GROUP}/")
 
 
 def _variables(

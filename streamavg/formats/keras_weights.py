@@ -20,7 +20,8 @@ import h5py
 
 from streamavg.architecture import automatic_name
 from streamavg.checkpoint import Checkpoint, Layer, Naming, Role, Variable, last_part
-from streamavg.formats.hdf5 import Dataset, Hdf5File, Hdf5Values, hdf5_of, is_hard_link, walk
+from streamavg.formats.hdf5 import Hdf5File, Hdf5Values, hdf5_of
+from streamavg.formats.hdf5_headers import Dataset, is_hard_link, walk
 from streamavg.formats.hdf5_writing import Hdf5CheckpointWriter, Hdf5Stretch, Mirror
 from streamavg.formats.roles import assign_roles
 
@@ -84,7 +85,7 @@ def describe_weights(
     unread = 0
     layers: dict[str, Layer] = {}
     with hdf5.opened() as opened:
-        for dataset in walk(opened, hdf5):
+        for dataset in walk(opened, hdf5.describer()):
             path = dataset.path
             layer_path = owner(path)
             if layer_path is None:
