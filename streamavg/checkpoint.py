@@ -176,7 +176,10 @@ class FileIdentity:
 
 
 class Values(Protocol):
-    """The values of one checkpoint, still in its file. Positions index its `variables`."""
+    """The values of one checkpoint, still in its file. Positions index its `variables`.
+
+    Several threads may read at once.
+    """
 
     @property
     def library_bytes(self) -> int:
@@ -284,7 +287,8 @@ class Checkpoint:
 class CheckpointWriter(Protocol):
     """Makes one checkpoint file. Nothing is at its place until `commit`.
 
-    A context manager: leaving it without `commit` removes everything that was written.
+    Several threads may write at once, each its own slab. A context manager: leaving it without
+    `commit` removes everything that was written.
     """
 
     def __enter__(self) -> Self: ...

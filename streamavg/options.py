@@ -49,6 +49,9 @@ class MergeOptions(TypedDict, total=False):
     memory_limit: int | str | None
     """Peak resident memory of this process, in bytes or as text like "64MiB"; 256 MiB by default,
     and more in a process that is large already."""
+    threads: int | None
+    """That read, average and write slabs; the bits of the result do not depend on it. By default as
+    many as there are processors, up to four."""
     allow_non_finite: bool
     """Average NaN and Inf like other values instead of refusing them."""
     force: bool
@@ -68,6 +71,7 @@ class Settings:
     match: MatchBy = "name"
     reference: str | os.PathLike[str] | None = None
     memory_limit: int | str | None = None
+    threads: int | None = None
     allow_non_finite: bool = False
     force: bool = False
 

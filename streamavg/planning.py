@@ -9,7 +9,8 @@ quantities, all in bytes, all of the whole process:
     measured   the peak that the run saw
 
     projected = reserved + headers + what the library holds to decode chunks
-                + slab_elements * (read buffer + accumulator + result, each per element)
+                + threads * (slab_elements * (read buffer + accumulator + result, per element)
+                             + what a thread takes)
 
 A plan that cannot keep the limit, or whose output cannot be written, is refused here.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import os
 import shutil
 from collections import Counter
 from dataclasses import dataclass
@@ -61,6 +63,12 @@ LEAST_SLAB_ELEMENTS = 4096
 HEADER_BYTES = 3 * 1024**2 // 2
 HEADER_BYTES_PER_VARIABLE = 1536
 """Measured: what the library and the allocator take for a skeleton, and the record for itself."""
+MOST_THREADS = 4
+"""By default: beyond it, the memory of most machines is the limit."""
+LEAST_ELEMENTS_PER_THREAD = 4 * MOST_SLAB_ELEMENTS
+"""Below it a thread takes longer to start than it saves."""
+THREAD_BYTES = 512 * 1024
+"""What a further thread takes: its stack, and its share of the allocator."""
 _SAMPLED_ELEMENTS = 256
 _SHOWN_NAMES = 3
 
@@ -102,6 +110,7 @@ class MemoryPlan:
     reserved: int
     projected: int
     slab_elements: int
+    threads: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -208,7 +217,7 @@ def make_plan(
         coefficients=coefficients,
         accumulation_order=summing_order(matched, coefficients, variables),
         variables=variables,
-        memory=_plan_memory(variables, matched, method, settings.memory_limit),
+        memory=_plan_memory(variables, matched, method, settings),
         allow_non_finite=settings.allow_non_finite,
         free_disk_bytes=shutil.disk_usage(output.parent).free,
         notes=tuple(notes),
@@ -354,14 +363,10 @@ def _plan_memory(
     variables: Sequence[PlannedVariable],
     matched: MatchedCheckpoints,
     method: Method,
-    memory_limit: int | str | None,
+    settings: Settings,
 ) -> MemoryPlan:
     reserved = memory.resident_bytes()
-    limit = _parse_limit(memory_limit)
-    origin = "default" if memory_limit is None else "as given"
-    if memory_limit is None and limit < reserved + SMALLEST_HEADROOM:
-        limit = reserved + SMALLEST_HEADROOM
-        origin = f"default, raised because this process already takes {format_size(reserved)}"
+    limit, origin = _limit(settings.memory_limit, reserved)
     held = sorted((source.values.library_bytes for source in matched.sources), reverse=True)
     headers = HEADER_BYTES + HEADER_BYTES_PER_VARIABLE * len(variables)
     fixed = reserved + headers + sum(held[:MOST_DECODING])
@@ -369,9 +374,17 @@ def _plan_memory(
     longest = max((planned.variable.size for planned in variables), default=1)
     wanted = max(1, min(MOST_SLAB_ELEMENTS, longest))
     least = min(wanted, LEAST_SLAB_ELEMENTS)
-    needed = fixed + least * per_element
+    threads = _threads(variables, settings.threads)
+    available = limit - fixed - least * per_element
+    if settings.threads is None:  # fewer threads rather than no merge
+        affordable = 1 + max(0, available) // (least * per_element + THREAD_BYTES)
+        threads = min(threads, affordable)
+    fixed += (threads - 1) * THREAD_BYTES
+    needed = fixed + threads * least * per_element
     if needed > limit:
         remedy = f"Use --memory-limit {-(-needed // 1024**2) + 1}MiB."
+        if threads > 1:
+            remedy += " Fewer --threads need less."
         raise MemoryLimitError(
             f"the merge needs at least {format_size(needed)}: {format_size(reserved)} reserved "
             f"(interpreter, libraries, descriptions) and {format_size(needed - reserved)} for "
@@ -380,8 +393,32 @@ def _plan_memory(
             reserved_bytes=reserved,
             projected_bytes=needed,
         )
-    slab_elements = min(wanted, (limit - fixed) // per_element) if per_element else wanted
-    return MemoryPlan(limit, origin, reserved, fixed + slab_elements * per_element, slab_elements)
+    slab_elements = wanted
+    if per_element:
+        slab_elements = min(wanted, (limit - fixed) // (threads * per_element))
+    projected = fixed + threads * slab_elements * per_element
+    return MemoryPlan(limit, origin, reserved, projected, slab_elements, threads)
+
+
+def _limit(memory_limit: int | str | None, reserved: int) -> tuple[int, str]:
+    limit = _parse_limit(memory_limit)
+    if memory_limit is not None:
+        return limit, "as given"
+    if limit >= reserved + SMALLEST_HEADROOM:
+        return limit, "default"
+    origin = f"default, raised because this process already takes {format_size(reserved)}"
+    return reserved + SMALLEST_HEADROOM, origin
+
+
+def _threads(variables: Sequence[PlannedVariable], asked: int | None) -> int:
+    """As many as were asked for, or as the machine has processors and the merge has work."""
+    if asked is not None:
+        if asked < 1:
+            raise OptionError(f"--threads: {asked} is not a number of threads. Use 1 or more.")
+        return asked
+    elements = sum(p.variable.size for p in variables if p.action != Action.DROP)
+    worthwhile = max(1, elements // LEAST_ELEMENTS_PER_THREAD)
+    return min(MOST_THREADS, os.cpu_count() or 1, worthwhile)
 
 
 def _parse_limit(memory_limit: int | str | None) -> int:

@@ -91,6 +91,7 @@ class MergeRecord:
     dropped_bytes: int
     """What leaving out the optimizer state saved in the output."""
     slab_elements: int
+    threads: int
     free_disk_bytes: int
     memory: MemoryRecord
     seconds: float | None
@@ -143,6 +144,7 @@ def record_of(
         bytes_written=plan.bytes_written,
         dropped_bytes=plan.dropped_bytes,
         slab_elements=plan.memory.slab_elements,
+        threads=plan.memory.threads,
         free_disk_bytes=plan.free_disk_bytes,
         memory=MemoryRecord(
             plan.memory.limit,

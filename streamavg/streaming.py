@@ -1,15 +1,20 @@
 """Runs a plan: reads slab after slab of every checkpoint, and writes the combined slab.
 
-    for each variable, for each slab:
-        for each checkpoint:  read into the one read buffer -> accumulator
+    each thread, until no slab is left:
+        take the next slab
+        for each checkpoint:  read into the thread's read buffer -> accumulator
         accumulator -> result buffer -> writer
 
-Memory: one read buffer, one accumulator and one result buffer of the plan's slab size, whatever
-the number of checkpoints and the size of their variables.
+A slab belongs to one thread from its first read to its write, and its sum is made in one order, so
+the result is the same, bit for bit, for any number of threads.
+
+Memory: a read buffer, an accumulator and a result buffer of the plan's slab size for each thread,
+whatever the number of checkpoints and the size of their variables.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +24,7 @@ from streamavg.errors import NonFiniteValuesError, OptionError
 from streamavg.planning import Action
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -34,41 +39,106 @@ def stream(plan: MergePlan, writer: CheckpointWriter, progress: Progress | None 
     """Reads, combines and writes all variables of a plan.
 
     Args:
-        plan: what to do.
+        plan: what to do, and with how many threads.
         writer: takes the results; committing is the caller's.
-        progress: called with the number of bytes read since the last call.
+        progress: called with the number of bytes read since the last call, by one thread at a
+            time.
 
     Raises:
         NonFiniteValuesError: NaN or Inf in an input, unless the plan allows it.
         OptionError: a mean does not fit the output dtype.
         FormatError: an input cannot be read, or changed.
         OutputError: the output cannot be written.
+
+        Of several errors, the one that belongs to the first slab.
     """
-    engine = _SerialEngine(plan, writer, progress or _ignore)
-    for position, planned in enumerate(plan.variables):
-        for slab in slabs_of(position, planned.variable.size, plan.memory.slab_elements):
-            if planned.action == Action.AVERAGE:
-                engine.average(slab, planned)
-            elif planned.action == Action.CARRY:
-                engine.carry(slab, planned)
+    queue = _SlabQueue(plan, progress)
+    workers = [_Worker(plan, writer, queue) for _ in range(plan.memory.threads)]
+    helpers = [threading.Thread(target=worker.run, daemon=True) for worker in workers[1:]]
+    try:
+        for helper in helpers:
+            helper.start()
+        workers[0].run()
+    finally:  # an interrupt comes to this thread; the others stop after the slab at hand
+        queue.stop()
+        for helper in helpers:
+            if helper.ident is not None:
+                helper.join()
+    queue.raise_first_error()
     for source in plan.matched.sources:
         source.identity.require_unchanged(source.path)
 
 
-def _ignore(count: int) -> None:
-    """Nobody watches."""
+class _SlabQueue:
+    """Hands out the slabs of a plan in order, and gathers what the workers have to say."""
+
+    def __init__(self, plan: MergePlan, progress: Progress | None) -> None:
+        self._slabs = enumerate(_slabs(plan))
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._is_stopped = False
+        self._errors: list[tuple[int, BaseException]] = []
+
+    def take(self) -> tuple[int, tuple[Slab, PlannedVariable]] | None:
+        """The next slab with its number; None if there is none, or all are to stop."""
+        with self._lock:
+            return None if self._is_stopped else next(self._slabs, None)
+
+    def stop(self) -> None:
+        """Hands out no more slabs."""
+        self._is_stopped = True
+
+    def advance(self, count: int) -> None:
+        """Tells of `count` more bytes that were read."""
+        if self._progress is not None:
+            with self._lock:
+                self._progress(count)
+
+    def fail(self, number: int, error: BaseException) -> None:
+        """Takes the error of a slab, and stops."""
+        self._errors.append((number, error))
+        self.stop()
+
+    def raise_first_error(self) -> None:
+        """Raises the error of the first slab that had one.
+
+        All slabs before it were handed out before it, and handled: so it is the same error
+        whatever the number of threads.
+        """
+        if self._errors:
+            raise min(self._errors, key=lambda entry: entry[0])[1]
 
 
-class _SerialEngine:
+def _slabs(plan: MergePlan) -> Iterator[tuple[Slab, PlannedVariable]]:
+    for position, planned in enumerate(plan.variables):
+        if planned.action != Action.DROP:
+            for slab in slabs_of(position, planned.variable.size, plan.memory.slab_elements):
+                yield slab, planned
+
+
+class _Worker:
     """Handles one slab at a time, with buffers that live as long as the merge."""
 
-    def __init__(self, plan: MergePlan, writer: CheckpointWriter, progress: Progress) -> None:
+    def __init__(self, plan: MergePlan, writer: CheckpointWriter, queue: _SlabQueue) -> None:
         self._plan = plan
         self._writer = writer
-        self._progress = progress
+        self._queue = queue
         self._buffers: dict[str, NDArray[np.uint8]] = {}
         self._accumulator: Accumulator | None = None
         self._accumulates: np.dtype[Any] | None = None
+
+    def run(self) -> None:
+        """Handles slabs until none is left. Errors go to the queue."""
+        number = 0
+        try:
+            while (taken := self._queue.take()) is not None:
+                number, (slab, planned) = taken
+                if planned.action == Action.AVERAGE:
+                    self.average(slab, planned)
+                else:
+                    self.carry(slab, planned)
+        except BaseException as error:
+            self._queue.fail(number, error)
 
     def average(self, slab: Slab, planned: PlannedVariable) -> None:
         """Combines one slab of all checkpoints and writes it."""
@@ -91,7 +161,7 @@ class _SerialEngine:
         assert source is not None, "a carried variable comes from a checkpoint"
         if planned.variable.kind == Kind.STRING and self._is_reference(source):
             # The skeleton has them: strings lie in a heap, not at an offset.
-            self._progress(slab.count * planned.variable.dtype.itemsize)
+            self._queue.advance(slab.count * planned.variable.dtype.itemsize)
             return
         self._writer.write(slab.position, slab.start, self._read(source, slab, planned.variable))
 
@@ -102,7 +172,7 @@ class _SerialEngine:
         buffer = self._buffer("read", variable.dtype, slab.count)
         values = self._plan.matched.sources[checkpoint].values
         values.read_into(slab.position, slab.start, buffer)
-        self._progress(buffer.nbytes)
+        self._queue.advance(buffer.nbytes)
         return buffer
 
     def _buffer(self, use: str, dtype: np.dtype[Any], count: int) -> NDArray[Any]:

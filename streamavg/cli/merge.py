@@ -44,6 +44,8 @@ def _choice(name: str) -> click.Choice[str]:
 @click.option("--normalize", is_flag=True, help="Divide the weights by their sum.")
 @click.option("--memory-limit", metavar="SIZE", help="Most memory the whole process may take, "
               "such as 64MiB. [default: 256MiB]")  # fmt: skip
+@click.option("--threads", type=int, metavar="N", help="Threads that read, average and write. "
+              "[default: one a processor, up to 4]")  # fmt: skip
 @click.option("--dtype", type=_choice("dtype"), default="keep", show_default=True,
               help="Of averaged values in the output.")  # fmt: skip
 @click.option("--optimizer", type=_choice("optimizer"), default="drop", show_default=True,
@@ -188,7 +190,7 @@ def _plan_lines(record: MergeRecord) -> list[str]:
     lines += [
         f"memory   {format_size(memory.projected)} projected of {format_size(memory.limit)} "
         f"allowed ({memory.limit_origin}); {format_size(memory.reserved)} reserved; slabs of "
-        f"{record.slab_elements:,} elements",
+        f"{record.slab_elements:,} elements, {_count(record.threads, 'thread')}",
         f"bytes    {format_size(record.bytes_read)} to read, {format_size(record.bytes_written)} "
         f"to write, {format_size(record.free_disk_bytes)} free on the disk",
         f"left out {_count(record.dropped, 'variable')}, {format_size(record.dropped_bytes)}",

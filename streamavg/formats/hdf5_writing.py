@@ -11,6 +11,7 @@ Source: HDF5 reference, H5Pset_alloc_time. Keras writes the same contiguous layo
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
@@ -217,6 +218,7 @@ def create_dataset(
     creation.set_layout(h5py.h5d.CONTIGUOUS)
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    creation.set_obj_track_times(False)  # the same merge writes the same bytes on any day
     scalar = h5py.h5s.create(h5py.h5s.SCALAR)
     space = h5py.h5s.create_simple(source.shape) if source.shape else scalar
     stored_type = _stored_type(source, dtype)
@@ -314,6 +316,7 @@ class Hdf5CheckpointWriter:
         self._output = stretch.output
         self._targets = targets
         self._finish = finish
+        self._library_lock = threading.Lock()
         with stretch.opened("w") as opened:
             make_skeleton(opened)
             self._offsets = [
@@ -344,7 +347,7 @@ class Hdf5CheckpointWriter:
     def _write_through_library(self, position: int, start: int, values: NDArray[Any]) -> None:
         target = self._targets[position]
         assert target is not None, "a variable that is left out has no values"
-        with self._stretch.opened("r+") as opened:
+        with self._library_lock, self._stretch.opened("r+") as opened:
             dataset = opened[target]
             if dataset.shape:
                 flat = dataset[()].reshape(-1)
