@@ -15,8 +15,8 @@ PAIR = [DIGITS / "epoch-19.keras", DIGITS / "epoch-20.keras"]
 KEYS = {
     "schema_version", "streamavg_version", "method", "output", "output_format",
     "output_has_config", "reference", "inputs", "variables", "averaged", "carried", "dropped",
-    "bytes_read", "bytes_written", "dropped_bytes", "slab_elements", "threads", "free_disk_bytes", "memory",
-    "seconds", "notes",
+    "bytes_read", "bytes_written", "dropped_bytes", "slab_elements", "threads", "free_disk_bytes",
+    "memory", "seconds", "notes",
 }  # fmt: skip
 INPUT_KEYS = {"path", "format", "producer", "file_bytes", "coefficient"}
 VARIABLE_KEYS = {

@@ -56,10 +56,14 @@ _PLAIN = frozenset(
      "Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose",
      "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D",
      "LocallyConnected1D", "LocallyConnected2D", "BatchNormalization", "SyncBatchNormalization",
-     "LayerNormalization", "GroupNormalization", "RMSNormalization", "Normalization"}
+     "LayerNormalization", "GroupNormalization", "RMSNormalization", "Normalization",
+     "LayerScale"}
 )  # fmt: skip
-"""Keras' own layers that hold their variables themselves. A legacy file does not tell which classes
-are Keras' own, so any other class may have an inside that is unknown."""
+"""Keras' own layers that hold their variables themselves, the one of ConvNeXt among them.
+
+A legacy file does not tell which classes are Keras' own, so any other class may have an inside that
+is unknown.
+"""
 
 
 @dataclass(frozen=True, slots=True)
