@@ -152,27 +152,25 @@ class FileIdentity:
 
     def require_same_file(self, path: Path) -> None:
         """Raises ChangedFileError if another file is at `path`; its content may have changed."""
-        try:
-            now = FileIdentity.of(path)
-        except OSError as error:
-            raise ChangedFileError(
-                path, f"vanished while it was read ({error.strerror})."
-            ) from None
+        now = self._identity_now(path)
         if (now.device, now.inode) != (self.device, self.inode):
             raise ChangedFileError(path, "was replaced by another file while it was read.")
 
     def require_unchanged(self, path: Path) -> None:
         """Raises ChangedFileError if `path` no longer has this identity."""
+        if self._identity_now(path) != self:
+            raise ChangedFileError(
+                path, "changed while it was read. Merge again once it is completely written."
+            )
+
+    @staticmethod
+    def _identity_now(path: Path) -> FileIdentity:
         try:
-            now = FileIdentity.of(path)
+            return FileIdentity.of(path)
         except OSError as error:
             raise ChangedFileError(
                 path, f"vanished while it was read ({error.strerror})."
             ) from None
-        if now != self:
-            raise ChangedFileError(
-                path, "changed while it was read. Merge again once it is completely written."
-            )
 
 
 class Values(Protocol):

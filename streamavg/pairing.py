@@ -310,23 +310,22 @@ class _LegacyPairing:
             )
 
     def _pairs_in_layer(self, name: str, other_name: str) -> Iterator[tuple[int, int]]:
-        expected = {v.path.removeprefix(f"{name}/"): p for p, v in self._reference.layers[name]}
-        found = {
-            v.path.removeprefix(f"{other_name}/"): p for p, v in self._checkpoint.layers[other_name]
-        }
+        expected = _weights_of(self._reference, name)
+        found = _weights_of(self._checkpoint, other_name)
         if expected.keys() != found.keys():
             for labels, other_labels in self._relabelled(expected, found):
                 if labels.keys() == other_labels.keys():
                     expected, found = labels, other_labels
                     break
             else:
-                if len(expected) == len(found):
-                    if self._by == "order":
-                        yield from zip(expected.values(), found.values(), strict=True)
-                        return
+                is_same_count = len(expected) == len(found)
+                if is_same_count and self._by == "order":
+                    yield from zip(expected.values(), found.values(), strict=True)
+                    return
+                if is_same_count:
                     self._findings.differ(
-                        f"layer {other_name!r} names its weights differently. If they are the same "
-                        "under other names, use --match order."
+                        f"layer {other_name!r} names its weights in another way. If they are the "
+                        "same under other names, use --match order."
                     )
         for weight in [*expected, *(n for n in found if n not in expected)]:
             if weight in expected and weight in found:
