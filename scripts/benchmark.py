@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from pathlib import Path
 
 import h5py
@@ -58,6 +59,16 @@ print(seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.exit(status)
 """
 """A small process between: on Linux a program starts with the peak of the one that started it."""
+
+PAGE = """# Benchmarks
+
+Written by `python scripts/benchmark.py --page docs/benchmarks.md`; the first lines of the script
+say what each row is. Machines are noisy: compare the ratios, which were taken side by side.
+
+{conditions}
+
+{table}
+"""
 
 
 @dataclass(frozen=True)
@@ -196,6 +207,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="4 checkpoints of 50 MB, 3 rounds")
     parser.add_argument("--folder", type=Path, help="where the temporary folder goes")
     parser.add_argument("--json", type=Path, help="also write every measurement here")
+    parser.add_argument("--page", type=Path, help="also write the page docs/benchmarks.md here")
     options = parser.parse_args()
     if options.quick:
         options.checkpoints, options.megabytes, options.runs = 4, 50, 3
@@ -205,11 +217,15 @@ def main() -> None:
         for number, path in enumerate(inputs):
             write_checkpoint(path, options.megabytes, number)
         results = run(inputs, folder, options.runs)
-    print(
-        f"{options.checkpoints} checkpoints of {options.megabytes:g} MB, {os.cpu_count()} cores, "
+    conditions = (
+        f"{options.checkpoints} checkpoints of {options.megabytes:g} MB (float32, `.weights.h5`), "
+        f"{options.runs} rounds, {os.cpu_count()} processors, {platform.system()}, "
+        f"Python {platform.python_version()}, NumPy {np.__version__}, h5py {h5py.__version__}, "
+        f"{date.today().isoformat()}"
     )
-    print(f"Python {platform.python_version()}, NumPy {np.__version__}, h5py {h5py.__version__}\n")
-    print(table(results))
+    print(f"{conditions}\n\n{table(results)}")
+    if options.page:
+        options.page.write_text(PAGE.format(conditions=conditions, table=table(results)))
     if options.json:
         options.json.write_text(json.dumps([asdict(result) for result in results], indent=2))
 

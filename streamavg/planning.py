@@ -431,14 +431,14 @@ def _parse_limit(memory_limit: int | str | None) -> int:
 
 
 def _bytes_per_element(planned: PlannedVariable, method: Method) -> int:
-    """Read buffer, accumulator and result of one element; temporaries of the size of a result."""
+    """Read buffer, accumulator and result of one element, and a test of the result."""
     if planned.action == Action.DROP or planned.dtype is None:
         return 0
     read = planned.variable.dtype.itemsize
     if planned.action == Action.CARRY:
         return read
-    result = 2 * planned.dtype.itemsize
-    return read + method.bytes_per_element(planned.variable.dtype) + result
+    held = method.bytes_per_element(planned.variable.dtype, planned.dtype)
+    return read + held + planned.dtype.itemsize + 1
 
 
 def summing_order(

@@ -27,7 +27,7 @@ LEVELS = [
     {"planning"},
     {"streaming", "record"},
     {"merging", "inspecting"},
-    {"cli.progress"},
+    {"cli.progress", "cli.interrupts"},
     {"cli.merge", "cli.inspect"},
     {"cli"},
     {"__main__"},

@@ -11,13 +11,13 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import signal
 import sys
 import traceback
 from typing import NoReturn
 
 import click
 
+from streamavg.cli import interrupts
 from streamavg.errors import (
     IncompatibleCheckpointsError,
     MemoryLimitError,
@@ -59,7 +59,7 @@ def streamavg(context: click.Context) -> None:
 
 def main() -> NoReturn:
     """Runs the command line and exits."""
-    signal.signal(signal.SIGTERM, _terminate)
+    interrupts.listen()
     debug = "--debug" in sys.argv
     try:
         streamavg.main(standalone_mode=False)
@@ -67,7 +67,7 @@ def main() -> NoReturn:
         code = exit_.exit_code
     except (KeyboardInterrupt, click.Abort):
         code = _complain("interrupted; nothing was written.", EXIT_INTERRUPTED)
-    except _Terminated:
+    except interrupts.Terminated:
         code = _complain("terminated; nothing was written.", EXIT_TERMINATED)
     except click.UsageError as error:
         code = _complain(_usage_message(error), EXIT_USAGE)
@@ -90,14 +90,6 @@ def main() -> NoReturn:
     else:
         code = 0
     sys.exit(code)
-
-
-class _Terminated(BaseException):
-    """SIGTERM came. Not an Exception, so that only `main` handles it."""
-
-
-def _terminate(signum: int, frame: object) -> NoReturn:
-    raise _Terminated
 
 
 def _exit_code(error: BaseException) -> int:

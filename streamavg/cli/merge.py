@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from streamavg.cli.interrupts import raise_remembered
 from streamavg.cli.progress import choose_progress
 from streamavg.errors import OutputError
 from streamavg.options import CHOICES, MergeOptions
@@ -44,8 +45,8 @@ def _choice(name: str) -> click.Choice[str]:
 @click.option("--normalize", is_flag=True, help="Divide the weights by their sum.")
 @click.option("--memory-limit", metavar="SIZE", help="Most memory the whole process may take, "
               "such as 64MiB. [default: 256MiB]")  # fmt: skip
-@click.option("--threads", type=int, metavar="N", help="Threads that read, average and write. "
-              "[default: one a processor, up to 4]")  # fmt: skip
+@click.option("--threads", type=int, metavar="N", help="Threads that read, average and write; by "
+              "default one a processor, up to four.")  # fmt: skip
 @click.option("--dtype", type=_choice("dtype"), default="keep", show_default=True,
               help="Of averaged values in the output.")  # fmt: skip
 @click.option("--optimizer", type=_choice("optimizer"), default="drop", show_default=True,
@@ -99,9 +100,11 @@ def command(
                 _check_record_file(record_file, planned)
                 progress.begin(planned.bytes_read)
 
-            record = merge(
-                checkpoints, output, on_plan=begin, on_progress=progress.advance, **chosen
-            )
+            def advance(count: int) -> None:
+                raise_remembered()
+                progress.advance(count)
+
+            record = merge(checkpoints, output, on_plan=begin, on_progress=advance, **chosen)
         if as_json:
             _print_json(record)
         if not quiet:

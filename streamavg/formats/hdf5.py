@@ -104,6 +104,7 @@ class Hdf5File:
             ) from error
         except (OSError, RuntimeError, KeyError, ValueError, SystemError) as error:
             _raise_refusal()
+            raise_interrupt(error)
             if type(error).__module__.startswith("streamavg"):
                 raise
             raise CorruptFileError(self.path, f"is not a readable HDF5 file: {error}.") from error
@@ -148,6 +149,19 @@ def _raise_refusal() -> None:
     error, _refusals.error = _refusals.error, None
     if error is not None:
         raise error
+
+
+def raise_interrupt(error: BaseException) -> None:
+    """Raises the interrupt that `error` comes from, if it does.
+
+    An interrupt inside a call of the library into Python comes out of the library as some other
+    exception, with the interrupt as its cause.
+    """
+    cause = error.__cause__ or error.__context__
+    while cause is not None:
+        if not isinstance(cause, Exception):
+            raise cause
+        cause = cause.__cause__ or cause.__context__
 
 
 class _Window:

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 from streamavg.errors import UnsupportedFeatureError
-from streamavg.formats.hdf5 import limit_metadata_cache
+from streamavg.formats.hdf5 import limit_metadata_cache, raise_interrupt
 from streamavg.formats.hdf5_headers import GroupGuard, is_hard_link
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ class Hdf5Stretch:
             with h5py.File(window, mode, libver=("earliest", "v108")) as opened:
                 limit_metadata_cache(opened)
                 yield opened
-        except Exception:
+        except Exception as error:
+            raise_interrupt(error)
             if window.refusal is None:
                 raise
         if window.refusal is not None:

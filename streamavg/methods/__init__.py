@@ -49,8 +49,13 @@ class Method(Protocol):
         """As on the command line."""
         ...
 
-    def bytes_per_element(self, dtype: np.dtype[Any]) -> int:
-        """Bytes that an accumulator holds per element of its capacity, for values of `dtype`."""
+    def bytes_per_element(self, dtype: np.dtype[Any], output: np.dtype[Any]) -> int:
+        """Bytes that an accumulator takes per element of its capacity, temporaries included.
+
+        Args:
+            dtype: of the values added.
+            output: of the result.
+        """
         ...
 
     def accumulator(

@@ -35,6 +35,8 @@ _HUGE = 2.0**900
 """From here on float64 values are summed scaled down, so that neither sums nor splits overflow."""
 _SCALE = 2.0**-200
 _HEADROOM = 2.0**60
+_ROUND_TO_ODD_BYTES = 4 + 2 * 8 + 3
+"""Temporaries of `_round_to_odd` per element: the nearest float32, two magnitudes, three tests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,12 @@ class Mean:
 
     name: str = "mean"
 
-    def bytes_per_element(self, dtype: np.dtype[Any]) -> int:
+    def bytes_per_element(self, dtype: np.dtype[Any], output: np.dtype[Any]) -> int:
         """See `Method`."""
+        rounding = _ROUND_TO_ODD_BYTES if output.kind == "V" else 0
         if dtype == np.float64:
-            return 8 * (_DoubleSum.ARRAYS + 1)
-        return 8 * _SingleSum.ARRAYS
+            return 8 * (_DoubleSum.ARRAYS + 2) + rounding
+        return 8 * _SingleSum.ARRAYS + 1 + rounding
 
     def accumulator(
         self, dtype: np.dtype[Any], capacity: int, coefficients: Coefficients

@@ -95,4 +95,4 @@ class AccumulatorContract:
         assert [bits(values) for values in arrays] == before
 
     def test_it_says_how_much_memory_an_element_takes(self, dtype):
-        assert self.method.bytes_per_element(dtype) >= 8
+        assert self.method.bytes_per_element(dtype, dtype) >= 8
