@@ -61,7 +61,7 @@ MOST_SLAB_ELEMENTS = 65536
 """Slabs of this size and their accumulators stay in a processor's second-level cache."""
 LEAST_SLAB_ELEMENTS = 4096
 HEADER_BYTES = 3 * 1024**2 // 2
-HEADER_BYTES_PER_VARIABLE = 1536
+HEADER_BYTES_PER_VARIABLE = 1024
 """Measured: what the library and the allocator take for a skeleton, and the record for itself."""
 MOST_THREADS = 4
 """By default: beyond it, the memory of most machines is the limit."""
