@@ -244,12 +244,10 @@ def _refuse_output(output: Path, sources: Sequence[Source], force: bool) -> None
 
 def _refuse_meaningless(reference: Checkpoint) -> None:
     """Quantized codes and unmerged low-rank factors have no mean."""
-    by_role: dict[Role, list[str]] = {}
+    by_role: dict[Role, dict[str, None]] = {}
     for variable in reference.variables:
-        by_role.setdefault(variable.role, [])
-        if variable.layer not in by_role[variable.role]:
-            by_role[variable.role].append(variable.layer)
-    quantized = by_role.get(Role.QUANTIZED, [])
+        by_role.setdefault(variable.role, {})[variable.layer] = None
+    quantized = list(by_role.get(Role.QUANTIZED, ()))
     if not quantized and reference.config is not None:
         quantized = quantized_layers(parse_config(reference.config, reference.path))
     if quantized:
@@ -258,11 +256,12 @@ def _refuse_meaningless(reference: Checkpoint) -> None:
             f"layers {_some(quantized)} are quantized: the mean of codes or scales is not the mean "
             "of weights. Average the checkpoints from before quantization, then quantize.",
         )
-    if Role.ADAPTER in by_role:
+    adapters = list(by_role.get(Role.ADAPTER, ()))
+    if adapters:
         raise UnsupportedFeatureError(
             reference.path,
-            f"layers {_some(by_role[Role.ADAPTER])} hold LoRA factors: the mean of factors is not "
-            "the mean of their products. Save the models as .keras, which merges them.",
+            f"layers {_some(adapters)} hold LoRA factors: the mean of factors is not the mean of "
+            "their products. Save the models as .keras, which merges them.",
         )
 
 
