@@ -58,7 +58,8 @@ _UTF8_NAME = 0x800
 _ENCRYPTED = 0x1
 _UNIX = 3 << 8
 _SYMLINK_MODE, _FILE_TYPE_MASK = 0o120000, 0o170000
-_DOS_DATE = (1980 - 1980) << 9 | 1 << 5 | 1
+_DOS_DATE = 1 << 5 | 1
+"""1 January 1980, the first day that the format knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Member:
     size: int
     """Bytes of the content."""
     data_offset: int
-    """First stored byte in the archive; -1 for a member of which only the name is known."""
+    """First stored byte in the archive."""
     dos_time: int = 0
     dos_date: int = _DOS_DATE
 

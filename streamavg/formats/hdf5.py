@@ -80,15 +80,17 @@ class Hdf5File:
         """
         with self._translated_errors():
             # By its name, so that the library sees the lock of a process that is writing it.
-            opened = h5py.File(self.path, "r") if self.whole else self._open_window()
+            opened = self._open(self.path) if self.whole else self._open_window()
             with opened:
-                limit_metadata_cache(opened)
                 self.file.require_same()
                 yield opened
 
     def _open_window(self) -> h5py.File:
         """Opens the headers by way of the one descriptor whose identity is known."""
-        opened = h5py.File(_Window(self), "r", rdcc_nbytes=LARGEST_TILE_CACHE)
+        return self._open(_Window(self))
+
+    def _open(self, file: Path | _Window) -> h5py.File:
+        opened = h5py.File(file, "r", rdcc_nbytes=LARGEST_TILE_CACHE)
         limit_metadata_cache(opened)
         return opened
 
@@ -285,15 +287,11 @@ def _read_elements(
             target[:] = np.asarray(h5py.Dataset(source)[index], object).reshape(-1)
             continue
         is_raw = dataset.dtype.kind == "V"
-        memory_type = source.get_type() if is_raw else _memory_type(dataset.dtype)
+        memory_type = source.get_type() if is_raw else h5py.h5t.py_create(dataset.dtype)
         if first:
             space.select_hyperslab(first, extent)
         memory = h5py.h5s.create_simple((count,))
         source.read(memory, space, target.view(_readable(target.dtype)), mtype=memory_type)
-
-
-def _memory_type(dtype: np.dtype[Any]) -> h5py.h5t.TypeID:
-    return h5py.h5t.py_create(dtype)
 
 
 def _readable(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -49,12 +49,12 @@ HEADERS_PER_DATASET = 8192
 def recognises(opened: h5py.File) -> bool:
     """Whether an HDF5 file has this layout."""
     has_group = WEIGHTS_GROUP in opened.keys()  # noqa: SIM118 - `in opened` would follow links
-    return any(_has_names(opened, "layer_names")) or CONFIG in opened.attrs or has_group
+    return _has_names(opened, "layer_names") or CONFIG in opened.attrs or has_group
 
 
-def _has_names(group: h5py.Group, attribute: str) -> Iterator[bool]:
-    yield attribute in group.attrs
-    yield f"{attribute}0" in group.attrs
+def _has_names(group: h5py.Group, attribute: str) -> bool:
+    """Whether a list of names is there, whole or split (see `read_names`)."""
+    return attribute in group.attrs or f"{attribute}0" in group.attrs
 
 
 def read(file: RandomAccessFile) -> Checkpoint:
@@ -89,11 +89,11 @@ def read(file: RandomAccessFile) -> Checkpoint:
 
 
 def _weights_group(opened: h5py.File, path: Path) -> tuple[h5py.Group, str]:
-    if any(_has_names(opened, "layer_names")):
+    if _has_names(opened, "layer_names"):
         return opened, ""
     resolve(opened, WEIGHTS_GROUP, path)
     group = opened[WEIGHTS_GROUP]
-    if not isinstance(group, h5py.Group) or not any(_has_names(group, "layer_names")):
+    if not isinstance(group, h5py.Group) or not _has_names(group, "layer_names"):
         raise CorruptFileError(path, f"its group {WEIGHTS_GROUP!r} does not name any layers.")
     return group, f"{WEIGHTS_GROUP}/"
 
