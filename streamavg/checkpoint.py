@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from streamavg.errors import ChangedFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
     import numpy as np
     from numpy.typing import NDArray
+
+    from streamavg.access import Access
+    from streamavg.page_buffer import PageBuffer, SlabBuffer
 
 
 class Role(enum.StrEnum):
@@ -105,8 +108,8 @@ ABSENT = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Slab:
-    """A run of consecutive elements of one variable, in C order, handled at once."""
+class Run:
+    """Consecutive elements of one variable, in C order."""
 
     position: int
     """Index of the variable in its checkpoint's `variables`."""
@@ -116,10 +119,22 @@ class Slab:
     """Number of elements."""
 
 
-def slabs_of(position: int, size: int, slab_elements: int) -> Iterator[Slab]:
-    """Cuts a variable of `size` elements into slabs of at most `slab_elements`, in order."""
-    for start in range(0, size, slab_elements):
-        yield Slab(position, start, min(slab_elements, size - start))
+@dataclass(frozen=True, slots=True)
+class Slab:
+    """What is handled at once: a run of one variable, or several small variables whole.
+
+    Its values are one array: those of the first run, then those of the second, and so on.
+    """
+
+    runs: tuple[Run, ...]
+    count: int
+    """Number of elements of all runs."""
+
+
+def runs_of(position: int, size: int, most_elements: int) -> Iterator[Run]:
+    """Cuts a variable of `size` elements into runs of at most `most_elements`, in order."""
+    for start in range(0, size, most_elements):
+        yield Run(position, start, min(most_elements, size - start))
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,17 +213,52 @@ class Values(Protocol):
         """
         ...
 
+    def read_slab(self, slab: Slab, dtype: np.dtype[Any], buffer: SlabBuffer) -> NDArray[Any]:
+        """Reads the values of a slab, of which all variables have the same `dtype`.
+
+        Returns:
+            One-dimensional, of `dtype`, in the memory of `buffer` until that is used again.
+
+        Raises: as `read_into`.
+        """
+        ...
+
+    def read_ahead(self, slab: Slab, itemsize: int) -> None:
+        """Says that a slab of elements of `itemsize` bytes will be read soon."""
+        ...
+
+    def cached_probes(self) -> Iterable[bool | None]:
+        """Whether the system holds the file's bytes in memory, at some places of it."""
+        ...
+
+    def use(self, access: Access) -> None:
+        """Chooses how slabs are read from now on."""
+        ...
+
+    def in_storage_order(self, positions: Sequence[int]) -> list[int]:
+        """Positions sorted by where their values lie in the file."""
+        ...
+
     def aligned(self, positions: NDArray[np.int64]) -> Values:
         """The same values in another order: position i of the result is `positions[i]` here.
 
         A position that is `ABSENT` may not be read from the result. The result takes over the
-        open file, so only the result may be used afterwards. It holds eight bytes a variable,
+        open file, so only the result may be used afterwards. It holds 16 bytes a variable,
         whatever the checkpoint's description needed.
+        """
+        ...
+
+    def note(self, slab: Slab, values: NDArray[Any]) -> None:
+        """Takes the values of a slab, as `read_slab` returned them, into the file's checksum.
+
+        Does nothing where the file has none. Each slab may be noted once.
         """
         ...
 
     def verify(self) -> None:
         """Checks the container's own checksum, where it has one, in bounded memory.
+
+        What was noted is not read again.
 
         Raises:
             CorruptFileError: the checksum does not match the content.
@@ -308,6 +358,21 @@ class CheckpointWriter(Protocol):
 
         Raises:
             OutputError: the file system refuses.
+        """
+        ...
+
+    def result(self, slab: Slab, dtype: np.dtype[Any], buffer: PageBuffer) -> NDArray[Any]:
+        """Room in `buffer` for the values of a slab, from where they are written fastest."""
+        ...
+
+    def write_slab(self, slab: Slab, values: NDArray[Any]) -> None:
+        """Stores the values of a slab, of which all variables have the same dtype.
+
+        Args:
+            slab: positions are indices of the reference's `variables`.
+            values: one-dimensional, of the output dtype; read, not kept.
+
+        Raises: as `write`.
         """
         ...
 

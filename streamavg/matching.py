@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamavg.architecture import DIFFERENT_DATA, compare_configs
-from streamavg.checkpoint import Checkpoint, FileIdentity, Role, Values, Variable, slabs_of
+from streamavg.checkpoint import Checkpoint, FileIdentity, Role, Values, Variable, runs_of
 from streamavg.errors import IncompatibleCheckpointsError
 from streamavg.pairing import Described, Findings, pair
 
@@ -117,10 +117,12 @@ def _match_one(
 ) -> Source:
     reference, checkpoint = findings.reference.checkpoint, findings.found.checkpoint
     is_reference = checkpoint.path == reference.path
-    positions = np.arange(len(reference.variables)) if is_reference else pair(findings, by)
+    values = checkpoint.values
+    has_same_headers = checkpoint.variables is reference.variables
+    if not (is_reference or has_same_headers):
+        values = values.aligned(pair(findings, by))
     if whole is not None:
         _compare_whole_models(whole, findings, preprocessing)
-    values = checkpoint.values.aligned(positions)
     if not findings.differences and not is_reference:
         _compare_preprocessing(values, preprocessing, findings)
     return Source(
@@ -187,10 +189,10 @@ def differing(
     """
     for position in positions:
         variable = variables[position]
-        for slab in slabs_of(position, variable.size, COMPARED_ELEMENTS):
-            pair = [np.empty(slab.count, variable.dtype) for _ in range(2)]
+        for run in runs_of(position, variable.size, COMPARED_ELEMENTS):
+            pair = [np.empty(run.count, variable.dtype) for _ in range(2)]
             for values, out in zip((expected, found), pair, strict=True):
-                values.read_into(position, slab.start, out)
+                values.read_into(position, run.start, out)
             if not _same_bits(*pair):
                 yield position
                 break

@@ -67,9 +67,9 @@ def merge(
     with planned(paths, output, Settings(**options)) as plan:
         if on_plan is not None:
             on_plan(record_of(plan))
-        for source in plan.matched.sources:
-            source.values.verify()
-        with create_writer(plan.reference, plan.dtypes, plan.output, force=plan.force) as writer:
+        with create_writer(
+            plan.reference, plan.dtypes, plan.output, force=plan.force, fsync=plan.fsync
+        ) as writer:
             stream(plan, writer, on_progress)
             writer.commit()
         seconds = time.monotonic() - started
@@ -101,7 +101,7 @@ def planned(
     selected = select_paths(paths)
     coefficients = coefficients_for(len(selected), settings.weights, normalize=settings.normalize)
     with open_checkpoint(select_reference(selected, settings.reference)) as reference:
-        checkpoints = (open_checkpoint(path) for path in selected)
+        checkpoints = (open_checkpoint(path, reference) for path in selected)
         matched = match(
             reference, checkpoints, by=settings.match, preprocessing=settings.preprocessing
         )

@@ -16,6 +16,7 @@ OptimizerPolicy = Literal["drop", "reference"]
 NonFloatPolicy = Literal["reference", "last", "equal"]
 PreprocessingPolicy = Literal["equal", "reference"]
 MatchBy = Literal["name", "order"]
+AccessOption = Literal["auto", "buffered", "direct"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": get_args(OutputDtype),
@@ -23,6 +24,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "non_float": get_args(NonFloatPolicy),
     "preprocessing": get_args(PreprocessingPolicy),
     "match": get_args(MatchBy),
+    "io": get_args(AccessOption),
 }
 
 
@@ -52,6 +54,11 @@ class MergeOptions(TypedDict, total=False):
     threads: int | None
     """That read, average and write slabs; the bits of the result do not depend on it. By default as
     many as there are processors, up to four."""
+    io: AccessOption
+    """How inputs are read: "buffered" through the page cache, "direct" past it, or "auto" (default)
+    by what is in the cache and what memory there is for it."""
+    fsync: bool
+    """Wait until the disk has all of the output before it is put in place; True by default."""
     allow_non_finite: bool
     """Average NaN and Inf like other values instead of refusing them."""
     force: bool
@@ -72,6 +79,8 @@ class Settings:
     reference: str | os.PathLike[str] | None = None
     memory_limit: int | str | None = None
     threads: int | None = None
+    io: AccessOption = "auto"
+    fsync: bool = True
     allow_non_finite: bool = False
     force: bool = False
 

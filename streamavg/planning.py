@@ -10,7 +10,7 @@ quantities, all in bytes, all of the whole process:
 
     projected = reserved + headers + what the library holds to decode chunks
                 + threads * (slab_elements * (read buffer + accumulator + result, per element)
-                             + what a thread takes)
+                             + a stretch of small variables + what a thread takes)
 
 A plan that cannot keep the limit, or whose output cannot be written, is refused here.
 """
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamavg import memory
+from streamavg.access import choose_access
 from streamavg.architecture import parse_config, quantized_layers
 from streamavg.checkpoint import Kind, Role, Variable
 from streamavg.dtypes import dtype_named
@@ -41,12 +42,14 @@ from streamavg.errors import (
 from streamavg.formats import MOST_DECODING, default_output, output_format
 from streamavg.formats.output import refuse_taken
 from streamavg.matching import MatchedCheckpoints, differing
+from streamavg.page_buffer import STRETCH_BYTES
 from streamavg.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from streamavg.access import Access
     from streamavg.checkpoint import Checkpoint
     from streamavg.formats import Format
     from streamavg.matching import Source
@@ -55,11 +58,16 @@ if TYPE_CHECKING:
     from streamavg.selection import Coefficients
 
 DEFAULT_MEMORY_LIMIT = 256 * 1024**2
+GROUP_SHARE = 0.75
+"""Of what a control group allows; the rest is for the page cache, which counts towards it."""
 SMALLEST_HEADROOM = 64 * 1024**2
 """What the default limit leaves to the merge in a process that is large already."""
-MOST_SLAB_ELEMENTS = 65536
-"""Slabs of this size and their accumulators stay in a processor's second-level cache."""
+MOST_SLAB_ELEMENTS = 131072
+"""Half a megabyte of float32 in a read: larger ones are no faster, and slabs of this size stay in a
+processor's caches with their accumulator."""
 LEAST_SLAB_ELEMENTS = 4096
+MOST_GROUPED_ELEMENTS = 16384
+"""Variables of up to this size share slabs: each read and each sum then is worth its call."""
 HEADER_BYTES = 3 * 1024**2 // 2
 HEADER_BYTES_PER_VARIABLE = 1024
 """Measured: what the library and the allocator take for a skeleton, and the record for itself."""
@@ -67,8 +75,8 @@ MOST_THREADS = 4
 """By default: beyond it, the memory of most machines is the limit."""
 LEAST_ELEMENTS_PER_THREAD = 4 * MOST_SLAB_ELEMENTS
 """Below it a thread takes longer to start than it saves."""
-THREAD_BYTES = 512 * 1024
-"""What a further thread takes: its stack, and its share of the allocator."""
+THREAD_BYTES = 512 * 1024 + STRETCH_BYTES
+"""What a further thread takes: its stack, its share of the allocator, and a stretch."""
 _SAMPLED_ELEMENTS = 256
 _SHOWN_NAMES = 3
 
@@ -112,6 +120,11 @@ class MemoryPlan:
     slab_elements: int
     threads: int
 
+    @property
+    def grouped_elements(self) -> int:
+        """Variables of up to so many elements share slabs, which have at most so many."""
+        return min(self.slab_elements, MOST_GROUPED_ELEMENTS)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MergePlan:
@@ -120,6 +133,8 @@ class MergePlan:
     output: Path
     output_format: str
     force: bool
+    fsync: bool
+    access: Access
     method: Method
     matched: MatchedCheckpoints
     coefficients: Coefficients
@@ -146,6 +161,17 @@ class MergePlan:
     def dtypes(self) -> list[np.dtype[Any] | None]:
         """Dtype of each variable in the output; None for those that are dropped."""
         return [planned.dtype for planned in self.variables]
+
+    @property
+    def widest_read(self) -> int:
+        """Bytes of the largest number that is read."""
+        kept = (p.variable.dtype.itemsize for p in self.variables if p.action != Action.DROP)
+        return max(kept, default=1)
+
+    @property
+    def widest_written(self) -> int:
+        """Bytes of the largest number that is written."""
+        return max((dtype.itemsize for dtype in self.dtypes if dtype is not None), default=1)
 
     @property
     def bytes_read(self) -> int:
@@ -208,16 +234,19 @@ def make_plan(
         *_losses(reference, variables, written_as),
         *_compare_carried(variables, matched, settings),
     ]
+    memory_plan = _plan_memory(variables, matched, method, settings)
     plan = MergePlan(
         output=output,
         output_format=written_as.name,
         force=settings.force,
+        fsync=settings.fsync,
+        access=_choose_access(matched, memory_plan, settings),
         method=method,
         matched=matched,
         coefficients=coefficients,
         accumulation_order=summing_order(matched, coefficients, variables),
         variables=variables,
-        memory=_plan_memory(variables, matched, method, settings),
+        memory=memory_plan,
         allow_non_finite=settings.allow_non_finite,
         free_disk_bytes=shutil.disk_usage(output.parent).free,
         notes=tuple(notes),
@@ -368,7 +397,7 @@ def _plan_memory(
     limit, origin = _limit(settings.memory_limit, reserved)
     held = sorted((source.values.library_bytes for source in matched.sources), reverse=True)
     headers = HEADER_BYTES + HEADER_BYTES_PER_VARIABLE * len(variables)
-    fixed = reserved + headers + sum(held[:MOST_DECODING])
+    fixed = reserved + headers + sum(held[:MOST_DECODING]) + STRETCH_BYTES
     per_element = max((_bytes_per_element(planned, method) for planned in variables), default=0)
     longest = max((planned.variable.size for planned in variables), default=1)
     wanted = max(1, min(MOST_SLAB_ELEMENTS, longest))
@@ -399,10 +428,27 @@ def _plan_memory(
     return MemoryPlan(limit, origin, reserved, projected, slab_elements, threads)
 
 
+def _choose_access(
+    matched: MatchedCheckpoints, memory_plan: MemoryPlan, settings: Settings
+) -> Access:
+    group_limit = memory.group_limit_bytes()
+    sources = matched.sources
+    return choose_access(
+        settings.io,
+        (is_cached for source in sources for is_cached in source.values.cached_probes()),
+        len(sources),
+        None if group_limit is None else group_limit - memory_plan.projected,
+    )
+
+
 def _limit(memory_limit: int | str | None, reserved: int) -> tuple[int, str]:
     limit = _parse_limit(memory_limit)
     if memory_limit is not None:
         return limit, "as given"
+    group_limit = memory.group_limit_bytes()
+    if group_limit is not None and group_limit * GROUP_SHARE < limit:
+        text = f"default, lowered because a control group allows {format_size(group_limit)}"
+        return int(group_limit * GROUP_SHARE), text
     if limit >= reserved + SMALLEST_HEADROOM:
         return limit, "default"
     origin = f"default, raised because this process already takes {format_size(reserved)}"

@@ -92,6 +92,8 @@ class MergeRecord:
     """What leaving out the optimizer state saved in the output."""
     slab_elements: int
     threads: int
+    access: str
+    """How inputs are read: `cached`, `read-ahead` or `direct`."""
     free_disk_bytes: int
     memory: MemoryRecord
     seconds: float | None
@@ -145,6 +147,7 @@ def record_of(
         dropped_bytes=plan.dropped_bytes,
         slab_elements=plan.memory.slab_elements,
         threads=plan.memory.threads,
+        access=str(plan.access),
         free_disk_bytes=plan.free_disk_bytes,
         memory=MemoryRecord(
             plan.memory.limit,

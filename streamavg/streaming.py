@@ -2,37 +2,64 @@
 
     each thread, until no slab is left:
         take the next slab
-        for each checkpoint:  read into the thread's read buffer -> accumulator
+        for each checkpoint:  read into the thread's buffer -> accumulator
         accumulator -> result buffer -> writer
 
 A slab belongs to one thread from its first read to its write, and its sum is made in one order, so
-the result is the same, bit for bit, for any number of threads.
+the result is the same, bit for bit, for any number of threads. With one thread this is a plain
+loop, which the others are measured against.
 
 Memory: a read buffer, an accumulator and a result buffer of the plan's slab size for each thread,
-whatever the number of checkpoints and the size of their variables.
+whatever the number of checkpoints and the size of their variables. Threads ask for slabs, so that
+none waits in memory.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from streamavg.checkpoint import Kind, Slab, slabs_of
+from streamavg.access import Access
+from streamavg.checkpoint import Kind, Run, Slab
 from streamavg.errors import NonFiniteValuesError, OptionError
+from streamavg.page_buffer import PageBuffer, SlabBuffer
 from streamavg.planning import Action
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from streamavg.checkpoint import CheckpointWriter, Variable
+    from streamavg.matching import Source
     from streamavg.methods import Accumulator
     from streamavg.planning import MergePlan, PlannedVariable
 
     Progress = Callable[[int], None]
+
+Item = TypeVar("Item")
+
+SLABS_AHEAD = 2
+"""How many slabs for each thread are asked for before they are read, where that is useful."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A slab to be handled."""
+
+    slab: Slab
+    planned: PlannedVariable
+    """The first of its variables; the others are averaged in the same way."""
+
+    @property
+    def itemsize(self) -> int:
+        return self.planned.variable.dtype.itemsize
 
 
 def stream(plan: MergePlan, writer: CheckpointWriter, progress: Progress | None = None) -> None:
@@ -47,46 +74,72 @@ def stream(plan: MergePlan, writer: CheckpointWriter, progress: Progress | None 
     Raises:
         NonFiniteValuesError: NaN or Inf in an input, unless the plan allows it.
         OptionError: a mean does not fit the output dtype.
-        FormatError: an input cannot be read, or changed.
+        FormatError: an input cannot be read, changed, or does not match its checksum.
         OutputError: the output cannot be written.
 
         Of several errors, the one that belongs to the first slab.
     """
-    queue = _SlabQueue(plan, progress)
-    workers = [_Worker(plan, writer, queue) for _ in range(plan.memory.threads)]
-    helpers = [threading.Thread(target=worker.run, daemon=True) for worker in workers[1:]]
-    try:
-        for helper in helpers:
-            helper.start()
-        workers[0].run()
-    finally:  # an interrupt comes to this thread; the others stop after the slab at hand
-        queue.stop()
-        for helper in helpers:
-            if helper.ident is not None:
-                helper.join()
-    queue.raise_first_error()
-    for source in plan.matched.sources:
+    sources = plan.matched.sources
+    for source in sources:
+        source.values.use(plan.access)
+    tasks = _Queue(_with_next(_tasks(plan), SLABS_AHEAD * plan.memory.threads), progress)
+    tasks.run([_Worker(plan, writer, tasks).handle for _ in range(plan.memory.threads)])
+    checks = _Queue(iter(sources))
+    checks.run([_verify] * min(plan.memory.threads, len(sources)))
+    for source in sources:
         source.identity.require_unchanged(source.path)
 
 
-class _SlabQueue:
-    """Hands out the slabs of a plan in order, and gathers what the workers have to say."""
+def _verify(source: Source) -> None:
+    source.values.verify()
 
-    def __init__(self, plan: MergePlan, progress: Progress | None) -> None:
-        self._slabs = enumerate(_slabs(plan))
+
+class _Queue(Generic[Item]):
+    """Hands out items in order to the threads that ask, and gathers what they have to say."""
+
+    def __init__(self, items: Iterator[Item], progress: Progress | None = None) -> None:
+        self._items = enumerate(items)
         self._progress = progress
         self._lock = threading.Lock()
         self._is_stopped = False
         self._errors: list[tuple[int, BaseException]] = []
 
-    def take(self) -> tuple[int, tuple[Slab, PlannedVariable]] | None:
-        """The next slab with its number; None if there is none, or all are to stop."""
-        with self._lock:
-            return None if self._is_stopped else next(self._slabs, None)
+    def run(self, handlers: Sequence[Callable[[Item], None]]) -> None:
+        """Handles all items, each handler in a thread of its own, the first in this one.
 
-    def stop(self) -> None:
-        """Hands out no more slabs."""
-        self._is_stopped = True
+        Raises: the error of the first item that had one. All items before it were handed out
+            before it, and handled: so it is the same error whatever the number of threads.
+        """
+        others = [
+            threading.Thread(target=partial(self._handle, handler), daemon=True)
+            for handler in handlers[1:]
+        ]
+        try:
+            for thread in others:
+                thread.start()
+            self._handle(handlers[0])
+        finally:  # an interrupt comes to this thread; the others stop after the item at hand
+            self._is_stopped = True
+            for thread in others:
+                if thread.ident is not None:
+                    thread.join()
+        if self._errors:
+            raise min(self._errors, key=lambda entry: entry[0])[1]
+
+    def _handle(self, handler: Callable[[Item], None]) -> None:
+        number = 0
+        try:
+            while (taken := self._take()) is not None:
+                number, item = taken
+                handler(item)
+        except BaseException as error:
+            self._errors.append((number, error))
+            self._is_stopped = True
+
+    def _take(self) -> tuple[int, Item] | None:
+        """The next item with its number; None if there is none, or all are to stop."""
+        with self._lock:
+            return None if self._is_stopped else next(self._items, None)
 
     def advance(self, count: int) -> None:
         """Tells of `count` more bytes that were read."""
@@ -94,95 +147,137 @@ class _SlabQueue:
             with self._lock:
                 self._progress(count)
 
-    def fail(self, number: int, error: BaseException) -> None:
-        """Takes the error of a slab, and stops."""
-        self._errors.append((number, error))
-        self.stop()
 
-    def raise_first_error(self) -> None:
-        """Raises the error of the first slab that had one.
-
-        All slabs before it were handed out before it, and handled: so it is the same error
-        whatever the number of threads.
-        """
-        if self._errors:
-            raise min(self._errors, key=lambda entry: entry[0])[1]
+def _tasks(plan: MergePlan) -> Iterator[_Task]:
+    """All slabs of a plan, in the order in which the reference stores their values."""
+    kept = [p for p, planned in enumerate(plan.variables) if planned.action != Action.DROP]
+    order = plan.reference.values.in_storage_order(kept)
+    for key, positions in itertools.groupby(order, key=partial(_group_key, plan)):
+        if key is None:
+            for position in positions:
+                yield from _runs_alone(plan, position)
+        else:
+            yield from _runs_together(plan, positions)
 
 
-def _slabs(plan: MergePlan) -> Iterator[tuple[Slab, PlannedVariable]]:
-    for position, planned in enumerate(plan.variables):
-        if planned.action != Action.DROP:
-            for slab in slabs_of(position, planned.variable.size, plan.memory.slab_elements):
-                yield slab, planned
+def _group_key(plan: MergePlan, position: int) -> tuple[object, ...] | None:
+    """What variables that share a slab have in common; None for one that has slabs of its own."""
+    planned = plan.variables[position]
+    if planned.action != Action.AVERAGE or planned.variable.size > plan.memory.grouped_elements:
+        return None
+    return planned.variable.dtype, planned.dtype
+
+
+def _runs_alone(plan: MergePlan, position: int) -> Iterator[_Task]:
+    planned = plan.variables[position]
+    size, most = planned.variable.size, plan.memory.slab_elements
+    for start in range(0, size, most):
+        run = Run(position, start, min(most, size - start))
+        yield _Task(Slab((run,), run.count), planned)
+
+
+def _runs_together(plan: MergePlan, positions: Iterator[int]) -> Iterator[_Task]:
+    runs: list[Run] = []
+    count = 0
+    for position in positions:
+        size = plan.variables[position].variable.size
+        if runs and count + size > plan.memory.grouped_elements:
+            yield _Task(Slab(tuple(runs), count), plan.variables[runs[0].position])
+            runs, count = [], 0
+        if size:
+            runs.append(Run(position, 0, size))
+            count += size
+    if runs:
+        yield _Task(Slab(tuple(runs), count), plan.variables[runs[0].position])
+
+
+def _with_next(tasks: Iterator[_Task], distance: int) -> Iterator[tuple[_Task, _Task | None]]:
+    """Yields each task with the one that comes `distance` places later."""
+    waiting: deque[_Task] = deque()
+    for task in tasks:
+        waiting.append(task)
+        if len(waiting) > distance:
+            yield waiting.popleft(), task
+    for task in waiting:
+        yield task, None
 
 
 class _Worker:
     """Handles one slab at a time, with buffers that live as long as the merge."""
 
-    def __init__(self, plan: MergePlan, writer: CheckpointWriter, queue: _SlabQueue) -> None:
+    def __init__(
+        self,
+        plan: MergePlan,
+        writer: CheckpointWriter,
+        queue: _Queue[tuple[_Task, _Task | None]],
+    ) -> None:
         self._plan = plan
         self._writer = writer
         self._queue = queue
-        self._buffers: dict[str, NDArray[np.uint8]] = {}
+        self._sources = plan.matched.sources
+        self._buffer = SlabBuffer(plan.memory.slab_elements * plan.widest_read)
+        self._results = PageBuffer(plan.memory.slab_elements * plan.widest_written)
         self._accumulator: Accumulator | None = None
         self._accumulates: np.dtype[Any] | None = None
 
-    def run(self) -> None:
-        """Handles slabs until none is left. Errors go to the queue."""
-        number = 0
-        try:
-            while (taken := self._queue.take()) is not None:
-                number, (slab, planned) = taken
-                if planned.action == Action.AVERAGE:
-                    self.average(slab, planned)
-                else:
-                    self.carry(slab, planned)
-        except BaseException as error:
-            self._queue.fail(number, error)
+    def handle(self, item: tuple[_Task, _Task | None]) -> None:
+        """Handles one slab, and lets the system fetch a later one meanwhile."""
+        task, later = item
+        if later is not None and self._plan.access == Access.READ_AHEAD:
+            for checkpoint in self._readers(later.planned):
+                self._sources[checkpoint].values.read_ahead(later.slab, later.itemsize)
+        if task.planned.action == Action.AVERAGE:
+            self._average(task.slab, task.planned)
+        elif task.planned.variable.kind == Kind.STRING:
+            self._carry_strings(task.slab, task.planned)
+        else:
+            self._carry(task.slab, task.planned)
+        readers = len(self._readers(task.planned))
+        self._queue.advance(task.slab.count * task.itemsize * readers)
 
-    def average(self, slab: Slab, planned: PlannedVariable) -> None:
+    def _readers(self, planned: PlannedVariable) -> Sequence[int]:
+        """Indices of the checkpoints that a variable is read from, in the order of reading."""
+        if planned.carried_from is not None:
+            return (planned.carried_from,)
+        return self._plan.accumulation_order
+
+    def _average(self, slab: Slab, planned: PlannedVariable) -> None:
         """Combines one slab of all checkpoints and writes it."""
-        accumulator = self._accumulator_for(planned.variable.dtype)
+        dtype = planned.variable.dtype
+        accumulator = self._accumulator_for(dtype)
         accumulator.start(slab.count)
         for checkpoint in self._plan.accumulation_order:
-            accumulator.add(self._read(checkpoint, slab, planned.variable), checkpoint)
-        if not accumulator.all_finite() and not self._plan.allow_non_finite:
-            self._blame_non_finite(slab, planned.variable)
+            source = self._sources[checkpoint].values
+            values = source.read_slab(slab, dtype, self._buffer)
+            source.note(slab, values)
+            accumulator.add(values, checkpoint)
+        if not self._plan.allow_non_finite and not accumulator.all_finite():
+            self._blame_non_finite(slab, dtype)
         assert planned.dtype is not None, "an averaged variable is written"
-        result = self._buffer("result", planned.dtype, slab.count)
+        result = self._writer.result(slab, planned.dtype, self._results)
         accumulator.result(result)
-        if planned.dtype != planned.variable.dtype and not self._plan.allow_non_finite:
-            self._refuse_overflow(result, planned)
-        self._writer.write(slab.position, slab.start, result)
+        if planned.dtype != dtype and not self._plan.allow_non_finite:
+            self._refuse_overflow(slab, result, planned)
+        self._writer.write_slab(slab, result)
 
-    def carry(self, slab: Slab, planned: PlannedVariable) -> None:
+    def _carry(self, slab: Slab, planned: PlannedVariable) -> None:
         """Copies one slab of one checkpoint."""
-        source = planned.carried_from
-        assert source is not None, "a carried variable comes from a checkpoint"
-        if planned.variable.kind == Kind.STRING and self._is_reference(source):
-            # The skeleton has them: strings lie in a heap, not at an offset.
-            self._queue.advance(slab.count * planned.variable.dtype.itemsize)
-            return
-        self._writer.write(slab.position, slab.start, self._read(source, slab, planned.variable))
+        assert planned.carried_from is not None, "a carried variable comes from a checkpoint"
+        source = self._sources[planned.carried_from].values
+        values = source.read_slab(slab, planned.variable.dtype, self._buffer)
+        source.note(slab, values)
+        self._writer.write_slab(slab, values)
 
-    def _is_reference(self, checkpoint: int) -> bool:
-        return self._plan.matched.sources[checkpoint].path == self._plan.reference.path
-
-    def _read(self, checkpoint: int, slab: Slab, variable: Variable) -> NDArray[Any]:
-        buffer = self._buffer("read", variable.dtype, slab.count)
-        values = self._plan.matched.sources[checkpoint].values
-        values.read_into(slab.position, slab.start, buffer)
-        self._queue.advance(buffer.nbytes)
-        return buffer
-
-    def _buffer(self, use: str, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
-        """The first `count` elements of the one buffer for this use, seen as `dtype`."""
-        if dtype.kind == "O":
-            return np.empty(count, object)
-        needed = count * dtype.itemsize
-        if use not in self._buffers or self._buffers[use].size < needed:
-            self._buffers[use] = np.empty(needed, np.uint8)
-        return self._buffers[use][:needed].view(dtype)
+    def _carry_strings(self, slab: Slab, planned: PlannedVariable) -> None:
+        """Copies strings, which lie in a heap and not at an offset."""
+        assert planned.carried_from is not None, "a carried variable comes from a checkpoint"
+        source = self._sources[planned.carried_from]
+        if source.path == self._plan.reference.path:
+            return  # the output's skeleton has them
+        (run,) = slab.runs
+        values = np.empty(run.count, planned.variable.dtype)
+        source.values.read_into(run.position, run.start, values)
+        self._writer.write(run.position, run.start, values)
 
     def _accumulator_for(self, dtype: np.dtype[Any]) -> Accumulator:
         if self._accumulator is None or self._accumulates != dtype:
@@ -193,25 +288,37 @@ class _Worker:
             self._accumulates = dtype
         return self._accumulator
 
-    def _blame_non_finite(self, slab: Slab, variable: Variable) -> None:
+    def _blame_non_finite(self, slab: Slab, dtype: np.dtype[Any]) -> None:
         """Finds the first value that is NaN or Inf, in the order of the checkpoints."""
-        for checkpoint, source in enumerate(self._plan.matched.sources):
-            values = self._read(checkpoint, slab, variable)
-            finite = np.isfinite(values)
+        for source in self._sources:
+            finite = np.isfinite(source.values.read_slab(slab, dtype, self._buffer))
             if not finite.all():
-                offset = int(np.argmin(finite))
-                index = np.unravel_index(slab.start + offset, variable.shape)
+                variable, index, run = self._locate(slab, int(np.argmin(finite)))
+                value = np.empty(1, dtype)
+                source.values.read_into(run.position, run.start, value)
                 raise NonFiniteValuesError(
                     source.path,
                     variable.path,
-                    tuple(int(i) for i in index),
-                    float(values[offset]),
+                    index,
+                    float(value[0]),
                     "Leave this checkpoint out, or average it with --allow-non-finite.",
                 )
 
-    def _refuse_overflow(self, result: NDArray[Any], planned: PlannedVariable) -> None:
-        if not np.isfinite(result).all():
+    def _locate(self, slab: Slab, element: int) -> tuple[Variable, tuple[int, ...], Run]:
+        """The variable, index and place of one element of a slab."""
+        for run in slab.runs:
+            if element < run.count:
+                break
+            element -= run.count
+        variable = self._plan.variables[run.position].variable
+        index = np.unravel_index(run.start + element, variable.shape)
+        return variable, tuple(map(int, index)), Run(run.position, run.start + element, 1)
+
+    def _refuse_overflow(self, slab: Slab, result: NDArray[Any], planned: PlannedVariable) -> None:
+        finite = np.isfinite(result)
+        if not finite.all():
+            variable = self._locate(slab, int(np.argmin(finite)))[0]
             raise OptionError(
-                f"variable {planned.variable.path!r}: its mean does not fit {planned.dtype}. "
-                f"Use --dtype keep ({planned.variable.dtype}) or a wider one."
+                f"variable {variable.path!r}: its mean does not fit {planned.dtype}. "
+                f"Use --dtype keep ({variable.dtype}) or a wider one."
             )

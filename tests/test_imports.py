@@ -10,9 +10,11 @@ from tests.builders import ROOT, run_python
 PACKAGE = "streamavg"
 LEVELS = [
     {"errors", "version"},
-    {"units", "memory", "dtypes"},
-    {"architecture", "options", "checkpoint"},
-    {"formats.files", "formats.roles", "formats.output"},
+    {"units", "memory", "dtypes", "system_calls", "page_buffer"},
+    {"architecture", "options"},
+    {"access"},
+    {"checkpoint"},
+    {"formats.files", "formats.roles", "formats.output", "formats.crc32"},
     {"formats.archive", "formats.hdf5_headers"},
     {"formats.hdf5"},
     {"formats.hdf5_writing"},

@@ -395,7 +395,7 @@ def inside_hdf5(frame):
 
 class TestInterruptions:
     @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, RuntimeError, SystemExit])
-    @pytest.mark.parametrize("after", [1, 10])
+    @pytest.mark.parametrize("after", [1, 4])
     def test_leave_nothing(self, tmp_path, error, after):
         calls = itertools.count(1)
 

@@ -47,6 +47,10 @@ def _choice(name: str) -> click.Choice[str]:
               "such as 64MiB. [default: 256MiB]")  # fmt: skip
 @click.option("--threads", type=int, metavar="N", help="Threads that read, average and write; by "
               "default one a processor, up to four.")  # fmt: skip
+@click.option("--io", type=_choice("io"), default="auto", show_default=True,
+              help="Read through the page cache, or past it.")  # fmt: skip
+@click.option("--fsync/--no-fsync", default=True, show_default=True,
+              help="Wait until the disk has the output; not needed for scratch space.")  # fmt: skip
 @click.option("--dtype", type=_choice("dtype"), default="keep", show_default=True,
               help="Of averaged values in the output.")  # fmt: skip
 @click.option("--optimizer", type=_choice("optimizer"), default="drop", show_default=True,
@@ -193,7 +197,8 @@ def _plan_lines(record: MergeRecord) -> list[str]:
     lines += [
         f"memory   {format_size(memory.projected)} projected of {format_size(memory.limit)} "
         f"allowed ({memory.limit_origin}); {format_size(memory.reserved)} reserved; slabs of "
-        f"{record.slab_elements:,} elements, {_count(record.threads, 'thread')}",
+        f"{record.slab_elements:,} elements, {_count(record.threads, 'thread')}, "
+        f"{record.access} reads",
         f"bytes    {format_size(record.bytes_read)} to read, {format_size(record.bytes_written)} "
         f"to write, {format_size(record.free_disk_bytes)} free on the disk",
         f"left out {_count(record.dropped, 'variable')}, {format_size(record.dropped_bytes)}",

@@ -6,6 +6,7 @@ when it reads an output back. A new format is one new file here and one line in 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,11 +76,13 @@ _USER_BLOCKS = (0, 512, 1024, 2048, 4096)
 """Offsets at which an HDF5 file may begin after a block of the user's."""
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike[str], known: Checkpoint | None = None) -> Checkpoint:
     """Opens a checkpoint: reads its headers, leaves its values in the file.
 
     Args:
         path: a `.keras`, `.weights.h5` or legacy `.h5` file, under any name.
+        known: an open checkpoint; where the headers are the same byte for byte, as they are among
+            the checkpoints of one run, its description is taken over instead of made again.
 
     Returns:
         The checkpoint, a context manager that closes the file.
@@ -101,10 +104,26 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except OSError as error:
         raise UnknownFormatError(path, f"cannot be opened: {error.strerror}.") from error
     try:
+        if known is not None:
+            twin = _described_like(file, head, known)
+            if twin is not None:
+                return twin
         return _recognise(file, head).read(file)
     except BaseException:
         file.close()
         raise
+
+
+def _described_like(file: RandomAccessFile, head: bytes, known: Checkpoint) -> Checkpoint | None:
+    """The checkpoint in `file` if its headers are those of `known`; None if they are not."""
+    if head.startswith(archive.SIGNATURE):
+        return keras_archive.read(file, known)
+    if known.format == keras_archive.NAME:
+        return None
+    values = hdf5.values_like(hdf5.Hdf5File(file), known)
+    if values is None:
+        return None
+    return dataclasses.replace(known, path=file.path, values=values, identity=file.identity)
 
 
 def _recognise(file: RandomAccessFile, head: bytes) -> Format:
@@ -210,6 +229,7 @@ def create_writer(
     output: Path,
     *,
     force: bool = False,
+    fsync: bool = True,
 ) -> CheckpointWriter:
     """Starts an output with the structure of the reference.
 
@@ -219,6 +239,7 @@ def create_writer(
             variables that are left out.
         output: where the file will be; its suffix picks the format.
         force: whether a file that is already there may be replaced.
+        fsync: whether the writer's `commit` waits until the disk has all of it.
 
     Raises:
         OptionError: as `output_format`.
@@ -226,7 +247,7 @@ def create_writer(
     """
     format_ = output_format(reference, output)
     create = _CONVERSIONS.get((reference.format, format_.name), format_.create)
-    file = OutputFile(output, force=force)
+    file = OutputFile(output, force=force, fsync=fsync)
     try:
         return create(reference, dtypes, file)
     except BaseException:

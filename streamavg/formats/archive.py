@@ -21,6 +21,7 @@ refused all the same. Source: PKWARE APPNOTE 6.3.10, sections 4.3.7 to 4.3.16 an
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import struct
 import zipfile
@@ -29,6 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from streamavg.errors import CorruptFileError, UnsafeFileError, UnsupportedFeatureError
+from streamavg.formats.crc32 import RunningCrc, pieces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,6 +60,11 @@ _UTF8_NAME = 0x800
 _ENCRYPTED = 0x1
 _UNIX = 3 << 8
 _SYMLINK_MODE, _FILE_TYPE_MASK = 0o120000, 0o170000
+ALIGNMENT = 64
+"""Of a member whose bytes are numbers."""
+_PADDING = struct.Struct("<2H")
+_PADDING_ID = 0xD935
+"""Extra field that Android's zipalign pads headers with (APPNOTE 4.6.1 leaves the id free)."""
 _DOS_DATE = 1 << 5 | 1
 """1 January 1980, the first day that the format knows."""
 
@@ -206,12 +213,39 @@ def content_pieces(file: RandomAccessFile, member: Member) -> Iterator[bytes]:
                 yield piece
         except zlib.error as error:
             raise CorruptFileError(file.path, f"member {member.name!r}: {error}.") from error
+    _require_content(file, member, size, crc)
+
+
+def _require_content(file: RandomAccessFile, member: Member, size: int, crc: int) -> None:
     if (crc, size) != (member.crc, member.size):
         raise CorruptFileError(
             file.path,
             f"member {member.name!r}: its CRC-32 is {crc:08x} over {size:,} bytes, expected "
             f"{member.crc:08x} over {member.size:,}. The file is damaged; save or copy it again.",
         )
+
+
+class MemberCheck:
+    """Compares the content of a stored member with its CRC-32, taking in what others have read.
+
+    Implements `streamavg.formats.hdf5.ContentCheck`.
+    """
+
+    def __init__(self, file: RandomAccessFile, member: Member) -> None:
+        self._file = file
+        self._member = member
+        self._crc = RunningCrc(member.size)
+
+    def add(self, offset: int, piece: memoryview) -> None:
+        """See `ContentCheck`."""
+        self._crc.add(offset, piece)
+
+    def finish(self) -> None:
+        """See `ContentCheck`."""
+        crc, self._crc = self._crc, RunningCrc(self._member.size)
+        for begin, size in pieces(crc.missing(), PIECE_BYTES):
+            crc.add(begin, self._file.read(self._member.data_offset + begin, size))
+        _require_content(self._file, self._member, self._member.size, crc.value)
 
 
 def _inflated(inflater: zlib._Decompress, raw: bytes) -> Iterator[bytes]:
@@ -256,22 +290,35 @@ class ArchiveBuilder:
         self._headers: list[tuple[int, Member]] = []
         self._end = 0
 
-    def begin(self, name: str) -> int:
-        """Reserves the local header of the next member. Returns the offset of its data."""
-        return self._end + _LOCAL_HEADER.size + len(name.encode()) + len(_zip64_sizes(0, 0))
+    def begin(self, name: str, *, aligned: bool = False) -> int:
+        """Reserves the local header of the next member.
+
+        Args:
+            name: of the member.
+            aligned: whether its data begin at a multiple of `ALIGNMENT`.
+
+        Returns:
+            The offset of its data.
+        """
+        start = self._end + _LOCAL_HEADER.size + len(name.encode()) + len(_zip64_sizes(0, 0))
+        if aligned and start % ALIGNMENT:
+            start += _PADDING.size
+            start += -start % ALIGNMENT
+        return start
 
     def end(self, member: Member) -> None:
         """Writes the local header of the member whose data now lie behind it."""
         header_offset = self._end
         name = member.name.encode()
         sizes = _zip64_sizes(member.size, member.stored_size)
+        sizes += _padding(member.data_offset - self.begin(member.name))
         header = _LOCAL_HEADER.pack(
             SIGNATURE, _VERSION_ZIP64, _UTF8_NAME * (not member.name.isascii()), member.method,
             member.dos_time, member.dos_date, member.crc, _MOST_32, _MOST_32, len(name), len(sizes),
         )  # fmt: skip
         self._write_at(header_offset, header + name + sizes)
         self._headers.append((header_offset, member))
-        self._end = self.begin(member.name) + member.stored_size
+        self._end = member.data_offset + member.stored_size
 
     def copy(self, file: RandomAccessFile, member: Member) -> None:
         """Copies a member of another archive as it is stored."""
@@ -279,7 +326,7 @@ class ArchiveBuilder:
         for piece in stored_pieces(file, member):
             self._write_at(offset, piece)
             offset += len(piece)
-        self.end(member)
+        self.end(dataclasses.replace(member, data_offset=offset - member.stored_size))
 
     def close(self) -> int:
         """Writes the central directory and the end records. Returns the size of the archive."""
@@ -304,6 +351,11 @@ class ArchiveBuilder:
 def _zip64_sizes(size: int, stored_size: int) -> bytes:
     """Extra field with 64-bit sizes (APPNOTE 4.5.3): 20 bytes, whatever the sizes."""
     return struct.pack("<2H2Q", 1, 16, size, stored_size)
+
+
+def _padding(size: int) -> bytes:
+    """Extra field that means nothing and takes `size` bytes, at least 4 or none."""
+    return _PADDING.pack(_PADDING_ID, size - _PADDING.size).ljust(size, b"\0") if size else b""
 
 
 def _zip64_end_record(count: int, size: int, start: int) -> bytes:

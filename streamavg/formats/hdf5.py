@@ -11,32 +11,57 @@ from __future__ import annotations
 
 import atexit
 import copy
+import hashlib
 import math
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import h5py
 import numpy as np
 
 from streamavg.checkpoint import ABSENT
 from streamavg.errors import CorruptFileError
+from streamavg.formats.crc32 import gaps
 from streamavg.formats.files import OPEN_HDF5_FILES, RandomAccessFile, RecentlyOpened
 from streamavg.formats.hdf5_headers import THROUGH_LIBRARY, Dataset, Describer
+from streamavg.page_buffer import STRETCH_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from streamavg.checkpoint import Checkpoint
+    from streamavg.access import Access
+    from streamavg.checkpoint import Checkpoint, Run, Slab
+    from streamavg.page_buffer import SlabBuffer
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 LARGEST_TILE_CACHE = 1024**2
 METADATA_CACHE = 128 * 1024
 """Bytes a file. The library's default grows to 32 MiB, and reading is no faster for it."""
+LARGEST_GAP = 4096
+"""Bytes that are read for nothing rather than in a read of their own."""
+LARGEST_COMPARED = 256 * 1024**2
+"""Bytes of headers; a file that has more holds something else than a Keras model."""
 _ABSENT_OFFSET = -2
+
+
+class ContentCheck(Protocol):
+    """The checksum of the container that an HDF5 file lies in."""
+
+    def add(self, offset: int, piece: memoryview) -> None:
+        """Takes in bytes of the HDF5 file; each byte may come once. Safe for threads."""
+        ...
+
+    def finish(self) -> None:
+        """Reads what was not added, and compares.
+
+        Raises:
+            CorruptFileError: the checksum is another one.
+        """
+        ...
 
 
 class Hdf5File:
@@ -47,7 +72,7 @@ class Hdf5File:
         start: byte of `file` where the HDF5 file begins.
         size: its size in bytes; None if it is the whole file.
         path: what errors name; the path of `file` unless that is a temporary one.
-        check: compares the content with the checksum of the container that it lies in.
+        check: of the container that it lies in, if that has a checksum.
     """
 
     def __init__(
@@ -56,7 +81,7 @@ class Hdf5File:
         start: int = 0,
         size: int | None = None,
         path: Path | None = None,
-        check: Callable[[], None] | None = None,
+        check: ContentCheck | None = None,
     ) -> None:
         self.file = file
         self.start = start
@@ -133,7 +158,7 @@ class Hdf5File:
         self.file.close()
 
 
-_hdf5_files = RecentlyOpened[h5py.File](OPEN_HDF5_FILES, h5py.File.close)
+_hdf5_files = RecentlyOpened[h5py.File](lambda: OPEN_HDF5_FILES, h5py.File.close)
 # An h5py file over a Python file object that is still open at exit crashes the interpreter.
 atexit.register(_hdf5_files.close_all)
 
@@ -203,13 +228,16 @@ class _Window:
 class Hdf5Values:
     """The values of the datasets of one HDF5 file. Implements `streamavg.checkpoint.Values`.
 
-    Memory: 8 bytes a dataset, and the header of each that is not plain.
+    Memory: 16 bytes a dataset, and the header of each that is not plain. Files whose headers are
+    the same (see `values_like`) share them.
     """
 
     def __init__(self, hdf5: Hdf5File, datasets: Sequence[Dataset]) -> None:
         self._hdf5 = hdf5
         self._offsets = np.fromiter((d.offset for d in datasets), np.int64, len(datasets))
+        self._sizes = np.fromiter((d.nbytes for d in datasets), np.int64, len(datasets))
         self._detours = {p: d for p, d in enumerate(datasets) if d.offset == THROUGH_LIBRARY}
+        self._headers: _Headers | None = None
 
     @property
     def hdf5(self) -> Hdf5File:
@@ -235,12 +263,92 @@ class Hdf5Values:
             first = self._hdf5.start + offset + start * out.itemsize
             self._hdf5.file.read_into(first, out.view(np.uint8).data)
 
+    def read_slab(self, slab: Slab, dtype: np.dtype[Any], buffer: SlabBuffer) -> NDArray[Any]:
+        """See `Values`."""
+        first = slab.runs[0]
+        offset = int(self._offsets[first.position])
+        if len(slab.runs) > 1 or offset < 0:
+            return self._gather(slab, dtype, buffer)
+        return self._hdf5.file.read_window(
+            self._hdf5.start + offset + first.start * dtype.itemsize,
+            first.count * dtype.itemsize,
+            buffer.values,
+        ).view(dtype)
+
+    def _gather(self, slab: Slab, dtype: np.dtype[Any], buffer: SlabBuffer) -> NDArray[Any]:
+        """Reads the runs of a slab, those that lie near each other in one read."""
+        gathered = buffer.values.window(0, slab.count * dtype.itemsize)
+        done = 0
+        for runs, first, size in self._stretches(slab, dtype.itemsize):
+            if first < 0:
+                end = done + runs[0].count * dtype.itemsize
+                out = gathered[done:end].view(dtype)
+                self.read_into(runs[0].position, runs[0].start, out)
+                done = end
+                continue
+            stretch = self._hdf5.file.read_window(self._hdf5.start + first, size, buffer.stretch)
+            for run in runs:
+                begin = self._first_byte(run, dtype.itemsize) - first
+                end = done + run.count * dtype.itemsize
+                gathered[done:end] = stretch[begin : begin + end - done]
+                done = end
+        return gathered.view(dtype)
+
+    def _first_byte(self, run: Run, itemsize: int) -> int:
+        """Where a run begins in the HDF5 file; negative if only the library can read it."""
+        offset = int(self._offsets[run.position])
+        assert offset != _ABSENT_OFFSET, "only variables of the checkpoint are read"
+        return offset if offset < 0 else offset + run.start * itemsize
+
+    def _stretches(self, slab: Slab, itemsize: int) -> Iterator[tuple[list[Run], int, int]]:
+        """Yields runs that lie near each other, with the first byte and the size of the stretch.
+
+        A run that only the library can read comes alone, with a negative first byte.
+        """
+        near: list[Run] = []
+        first = end = 0
+        for run in slab.runs:
+            begin = self._first_byte(run, itemsize)
+            last = begin + run.count * itemsize
+            gap = begin - end
+            if not (near and 0 <= gap <= LARGEST_GAP and last - first <= STRETCH_BYTES):
+                if near:
+                    yield near, first, end - first
+                near, first = [], begin
+            near.append(run)
+            end = last
+            if begin < 0:
+                yield near, begin, 0
+                near = []
+        if near:
+            yield near, first, end - first
+
+    def read_ahead(self, slab: Slab, itemsize: int) -> None:
+        """See `Values`."""
+        for _, first, size in self._stretches(slab, itemsize):
+            if size:
+                self._hdf5.file.read_ahead(self._hdf5.start + first, size)
+
+    def cached_probes(self) -> Iterable[bool | None]:
+        """See `Values`."""
+        return self._hdf5.file.cached_probes()
+
+    def use(self, access: Access) -> None:
+        """See `Values`."""
+        self._hdf5.file.access = access
+
+    def in_storage_order(self, positions: Sequence[int]) -> list[int]:
+        """See `Values`."""
+        return sorted(positions, key=lambda position: int(self._offsets[position]))
+
     def aligned(self, positions: NDArray[np.int64]) -> Hdf5Values:
         """See `Values`."""
         other = copy.copy(self)
         is_present = positions != ABSENT
-        other._offsets = np.full(len(positions), _ABSENT_OFFSET, np.int64)
-        other._offsets[is_present] = self._offsets[positions[is_present]]
+        for name, absent in (("_offsets", _ABSENT_OFFSET), ("_sizes", 0)):
+            values = np.full(len(positions), absent, np.int64)
+            values[is_present] = getattr(self, name)[positions[is_present]]
+            setattr(other, name, values)
         other._detours = {
             new: self._detours[old]
             for new, old in enumerate(positions.tolist())
@@ -248,14 +356,109 @@ class Hdf5Values:
         }
         return other
 
+    def note(self, slab: Slab, values: NDArray[Any]) -> None:
+        """See `Values`."""
+        check = self._hdf5.check
+        if check is None:
+            return
+        done = 0
+        data = values.view(np.uint8).data
+        for run in slab.runs:
+            size = run.count * values.itemsize
+            first = self._first_byte(run, values.itemsize)
+            if first >= 0:
+                check.add(first, data[done : done + size])
+            done += size
+
     def verify(self) -> None:
         """See `Values`. HDF5 itself keeps no checksum of contiguous data; an archive does."""
         if self._hdf5.check is not None:
-            self._hdf5.check()
+            self._hdf5.check.finish()
+
+    def headers(self) -> _Headers | None:
+        """What the file holds beside the values of its datasets; None if that is not told apart."""
+        headers_bytes = self._hdf5.size - int(self._sizes.sum())
+        if self._detours or headers_bytes > LARGEST_COMPARED:
+            return None
+        if self._headers is None:
+            ends = self._offsets + self._sizes
+            order = np.argsort(self._offsets, kind="stable")
+            extents = zip(self._offsets[order].tolist(), ends[order].tolist(), strict=True)
+            self._headers = _Headers(self._hdf5, gaps(extents, self._hdf5.size))
+        return self._headers
 
     def close(self) -> None:
         """See `Values`."""
         self._hdf5.close()
+
+
+class _Headers:
+    """The bytes of an HDF5 file that are no values: superblock, groups, attributes, layouts.
+
+    Memory: four integers a stretch of headers, of which there is about one a layer.
+    """
+
+    def __init__(self, hdf5: Hdf5File, stretches: Iterable[tuple[int, int]]) -> None:
+        self._size = hdf5.size
+        self._reads = list(_reads_of(stretches))
+        self._digest = self._digest_of(hdf5)
+
+    def are_those_of(self, other: Hdf5File) -> bool:
+        """Whether another file has the same bytes at the same places. Raises: FormatError."""
+        return other.size == self._size and self._digest_of(other) == self._digest
+
+    def _digest_of(self, hdf5: Hdf5File) -> bytes:
+        digest = hashlib.blake2b()
+        for begin, end, stretches in self._reads:
+            data = memoryview(hdf5.file.read(hdf5.start + begin, end - begin))
+            for first, last in stretches:
+                digest.update(data[first - begin : last - begin])
+        return digest.digest()
+
+
+def _reads_of(
+    stretches: Iterable[tuple[int, int]],
+) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
+    """Gathers stretches that lie near each other, and cuts long ones, into reads of bounded size.
+
+    Yields:
+        First byte of a read, the one behind its last, and the stretches inside it.
+    """
+    near: list[tuple[int, int]] = []
+    for first, last in stretches:
+        for begin in range(first, last, STRETCH_BYTES):
+            end = min(last, begin + STRETCH_BYTES)
+            is_near = near and begin - near[-1][1] <= LARGEST_GAP
+            if near and not (is_near and end - near[0][0] <= STRETCH_BYTES):
+                yield near[0][0], near[-1][1], near
+                near = []
+            near.append((begin, end))
+    if near:
+        yield near[0][0], near[-1][1], near
+
+
+def values_like(hdf5: Hdf5File, known: Checkpoint) -> Hdf5Values | None:
+    """The values of a file whose headers are those of a known checkpoint, byte for byte.
+
+    Keras writes the checkpoints of one run with the same headers, at the same places: all that the
+    headers say of one then holds for the other, and nothing of it needs to be read again.
+
+    Returns:
+        None if the headers are not the same.
+
+    Raises:
+        CorruptFileError: another process is writing the file.
+    """
+    values = known.values
+    assert isinstance(values, Hdf5Values), "all formats here are HDF5 inside"
+    headers = values.headers()
+    if headers is None or not headers.are_those_of(hdf5):
+        return None
+    if hdf5.whole:
+        hdf5.file.require_not_being_written()
+    twin = copy.copy(values)
+    twin._hdf5 = hdf5
+    return twin
 
 
 def limit_metadata_cache(opened: h5py.File) -> None:

@@ -59,6 +59,11 @@ class Dataset:
     address: int | None
     """Identifies the stored object if several paths may lead to it, else None."""
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the values in bytes; for strings of variable length, of their references."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 def walk(group: h5py.Group, describer: Describer, prefix: str = "") -> Iterator[Dataset]:
     """Finds all datasets in a group and below.
@@ -151,6 +156,20 @@ def open_child(group: h5py.h5g.GroupID, name: str, prefix: str, path: Path) -> A
 def is_hard_link(group: h5py.Group, name: str) -> bool:
     """Whether a member is part of the same file; looks at the link without following it."""
     return bool(group.get(name, getclass=True, getlink=True) == h5py.HardLink)
+
+
+def read_text(opened: h5py.h5g.GroupID, attribute: bytes) -> str | None:
+    """The value of an attribute that is one string of variable length; None if there is none."""
+    if not h5py.h5a.exists(opened, attribute):
+        return None
+    found = h5py.h5a.open(opened, attribute)
+    stored = found.get_type()
+    if not isinstance(stored, h5py.h5t.TypeStringID) or not stored.is_variable_str() or found.shape:
+        return None
+    value = np.empty((), found.dtype)
+    found.read(value)
+    text = value[()]
+    return text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
 
 
 def resolve(group: h5py.Group, relative: str, path: Path) -> Any:

@@ -10,6 +10,7 @@ Source: HDF5 reference, H5Pset_alloc_time. Keras writes the same contiguous layo
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from contextlib import contextmanager
@@ -18,9 +19,12 @@ from typing import TYPE_CHECKING, Any, Self
 import h5py
 import numpy as np
 
+from streamavg.checkpoint import Run
 from streamavg.errors import UnsupportedFeatureError
+from streamavg.formats.crc32 import RunningCrc, pieces
 from streamavg.formats.hdf5 import limit_metadata_cache, raise_interrupt
-from streamavg.formats.hdf5_headers import GroupGuard, is_hard_link
+from streamavg.formats.hdf5_headers import GroupGuard
+from streamavg.system_calls import read_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -29,8 +33,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from streamavg.checkpoint import Slab
     from streamavg.formats.output import OutputFile
+    from streamavg.page_buffer import PageBuffer
 
+PIECE_BYTES = 256 * 1024
 _THROUGH_LIBRARY = -1
 
 
@@ -92,7 +99,7 @@ class _WritableWindow:
 
     def readinto(self, buffer: memoryview) -> int:
         try:
-            count = os.preadv(self._descriptor, [buffer], self._start + self._position)
+            count = read_at(self._descriptor, memoryview(buffer), self._start + self._position)
         except BaseException as error:
             self.refusal = self.refusal or error
             return 0
@@ -156,43 +163,50 @@ class Mirror:
         self._dtypes = dtypes
         self._excluded = excluded
         self._path = path
-        self._made: dict[int, str] = {}
+        self._made: dict[int, tuple[h5py.h5g.GroupID, bytes]] = {}
         self._guard = GroupGuard(path)
 
     def fill(self, target: h5py.Group, source: h5py.Group, prefix: str = "") -> None:
         """Mirrors `source` and all below it, apart from what is excluded, into `target`."""
-        self._guard.enter(source.id, prefix)
+        self._fill(target.id, source.id, prefix)
+
+    def _fill(self, target: h5py.h5g.GroupID, source: h5py.h5g.GroupID, prefix: str) -> None:
+        self._guard.enter(source, prefix)
         copy_attributes(source, target, self._path)
         for name in source:
-            path = prefix + name
-            if path in self._excluded or not is_hard_link(source, name):
+            path = prefix + name.decode("utf-8")
+            is_hard = source.links.get_info(name).type == h5py.h5l.TYPE_HARD
+            if path in self._excluded or not is_hard:
                 continue
-            child = source[name]
-            if isinstance(child, h5py.Group):
-                self.fill(target.create_group(name), child, f"{path}/")
-            else:
+            child = h5py.h5o.open(source, name)
+            if isinstance(child, h5py.h5g.GroupID):
+                self._fill(h5py.h5g.create(target, name), child, f"{path}/")
+            elif isinstance(child, h5py.h5d.DatasetID):
                 self._place(target, name, child, path)
 
-    def _place(self, target: h5py.Group, name: str, source: h5py.Dataset, path: str) -> None:
-        info = h5py.h5o.get_info(source.id)
+    def _place(
+        self, target: h5py.h5g.GroupID, name: bytes, source: h5py.h5d.DatasetID, path: str
+    ) -> None:
+        info = h5py.h5o.get_info(source)
         if info.addr in self._made:
-            target[name] = target.file[self._made[info.addr]]
+            first = h5py.h5o.open(*self._made[info.addr])
+            h5py.h5o.link(first, target, name)
         elif path in self._dtypes:
             create_dataset(
                 source,
                 target,
-                name,
+                name.decode("utf-8"),
                 self._dtypes[path],
                 self._path,
                 marks_bfloat16=self._marks_bfloat16,
             )
             if info.rc > 1:
-                self._made[info.addr] = target[name].name
+                self._made[info.addr] = target, name
 
 
 def create_dataset(
-    source: h5py.Dataset,
-    group: h5py.Group,
+    source: h5py.h5d.DatasetID,
+    group: h5py.h5g.GroupID,
     name: str,
     dtype: np.dtype[Any],
     path: Path,
@@ -213,64 +227,81 @@ def create_dataset(
             legacy files have none.
     """
     if dtype.kind == "O":
-        h5py.h5o.copy(source.id, b".", group.id, name.encode(), lcpl=_make_groups())
+        h5py.h5o.copy(source, b".", group, name.encode(), lcpl=_makes_groups())
         return
+    stored_type = _stored_type(source, dtype)
+    made = h5py.h5d.create(
+        group,
+        name.encode(),
+        stored_type,
+        source.get_space(),
+        dcpl=_allocated_at_once(),
+        lcpl=_makes_groups(),
+    )
+    copy_attributes(source, made, path, without=b"dtype" if marks_bfloat16 else None)
+    if marks_bfloat16 and stored_type.get_class() == h5py.h5t.OPAQUE:
+        h5py.Dataset(made).attrs["dtype"] = "bfloat16"
+
+
+@functools.cache
+def _allocated_at_once() -> h5py.h5p.PropDCID:
+    """How datasets are made: contiguous, with their bytes allocated and not written."""
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_layout(h5py.h5d.CONTIGUOUS)
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     creation.set_obj_track_times(False)  # the same merge writes the same bytes on any day
-    scalar = h5py.h5s.create(h5py.h5s.SCALAR)
-    space = h5py.h5s.create_simple(source.shape) if source.shape else scalar
-    stored_type = _stored_type(source, dtype)
-    made = h5py.Dataset(
-        h5py.h5d.create(
-            group.id, name.encode(), stored_type, space, dcpl=creation, lcpl=_make_groups()
-        )
-    )
-    copy_attributes(source, made, path, without="dtype" if marks_bfloat16 else None)
-    if marks_bfloat16 and stored_type.get_class() == h5py.h5t.OPAQUE:
-        made.attrs["dtype"] = "bfloat16"
+    return creation
 
 
-def _make_groups() -> h5py.h5p.PropLCID:
+@functools.cache
+def _makes_groups() -> h5py.h5p.PropLCID:
+    """How links are made: with the groups on the way."""
     links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
     links.set_create_intermediate_group(True)
     return links
 
 
-def _stored_type(source: h5py.Dataset, dtype: np.dtype[Any]) -> h5py.h5t.TypeID:
+def _stored_type(source: h5py.h5d.DatasetID, dtype: np.dtype[Any]) -> h5py.h5t.TypeID:
     """The source's own HDF5 type where its bytes are the values, else the type of `dtype`."""
-    stored = source.id.get_type()
+    stored, read_as = source.get_type(), source.dtype
     if dtype.kind == "V":
-        is_bfloat16 = stored.get_size() == 2 and source.dtype.kind in "Vf" and source.dtype != "f2"
+        is_bfloat16 = stored.get_size() == 2 and read_as.kind in "Vf" and read_as != "f2"
         return stored if is_bfloat16 else h5py.h5t.py_create(np.dtype("V2"))
-    if source.dtype == dtype and source.dtype.isnative and stored.get_size() == dtype.itemsize:
+    if read_as == dtype and read_as.isnative and stored.get_size() == dtype.itemsize:
         return stored
     return h5py.h5t.py_create(dtype, logical=True)
 
 
-def copy_attributes(source: Any, target: Any, path: Path, without: str | None = None) -> None:
+def copy_attributes(source: Any, target: Any, path: Path, without: bytes | None = None) -> None:
     """Copies attributes with their HDF5 types: fixed and variable strings, empty float arrays.
 
     Args:
-        source: group or dataset of the reference.
-        target: group or dataset of the output.
+        source: identifier of a group or dataset of the reference.
+        target: identifier of a group or dataset of the output.
         path: of the reference, for errors.
         without: name of an attribute that is not copied.
 
     Raises:
         UnsupportedFeatureError: an attribute that refers to an object of its file.
     """
-    for name in source.attrs:
-        if name == without:
+    for number in range(h5py.h5a.get_num_attrs(source)):
+        attribute = h5py.h5a.open(source, index=number, index_type=h5py.h5.INDEX_NAME)
+        if attribute.name == without:
             continue
         try:
-            _copy_attribute(h5py.h5a.open(source.id, name.encode()), target.id)
+            _copy_attribute(attribute, target)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UnsupportedFeatureError(
-                path, f"attribute {name!r} of {source.name!r} cannot be copied: {error}."
+                path,
+                f"attribute {attribute.name.decode()!r} of {_name_of(source)!r} cannot be copied: "
+                f"{error}.",
             ) from error
+
+
+def _name_of(opened: Any) -> str:
+    name = h5py.h5i.get_name(opened)
+    return "" if name is None else name.decode("utf-8", "replace")
 
 
 def _copy_attribute(attribute: h5py.h5a.AttrID, target: Any) -> None:
@@ -288,10 +319,11 @@ def _copy_attribute(attribute: h5py.h5a.AttrID, target: Any) -> None:
 
 def offset_of(opened: h5py.File, path: str) -> int:
     """First byte of a dataset's values in the HDF5 file; -1 if only the library can write them."""
-    dataset = opened[path]
-    if dataset.dtype.kind in "OS" or dataset.id.get_offset() is None:
+    dataset = h5py.h5d.open(opened.id, path.encode())
+    offset = dataset.get_offset()
+    if offset is None or dataset.get_type().get_class() == h5py.h5t.STRING:
         return _THROUGH_LIBRARY
-    return int(dataset.id.get_offset())
+    return int(offset)
 
 
 class Hdf5CheckpointWriter:
@@ -302,8 +334,8 @@ class Hdf5CheckpointWriter:
         make_skeleton: called once with the new, empty file.
         targets: path of each reference variable's dataset in the output; None where it is left
             out.
-        finish: called with the output when all values are written (an archive adds its
-            directory).
+        finish: called when all values are written, with the size and the CRC-32 of the HDF5 file
+            (an archive adds its directory). Without it no CRC is computed.
     """
 
     def __init__(
@@ -311,7 +343,7 @@ class Hdf5CheckpointWriter:
         stretch: Hdf5Stretch,
         make_skeleton: Callable[[h5py.File], None],
         targets: list[str | None],
-        finish: Callable[[OutputFile], None] | None = None,
+        finish: Callable[[OutputFile, int, int], None] | None = None,
     ) -> None:
         self._stretch = stretch
         self._output = stretch.output
@@ -324,6 +356,8 @@ class Hdf5CheckpointWriter:
                 _THROUGH_LIBRARY if target is None else offset_of(opened, target)
                 for target in targets
             ]
+        self._output.allocate()
+        self._crc = None if finish is None else RunningCrc(self._output.size() - stretch.start)
 
     def __enter__(self) -> Self:
         return self
@@ -338,12 +372,57 @@ class Hdf5CheckpointWriter:
 
     def write(self, position: int, start: int, values: NDArray[Any]) -> None:
         """See `CheckpointWriter`."""
-        offset = self._offsets[position]
-        if offset == _THROUGH_LIBRARY:
+        if self._offsets[position] == _THROUGH_LIBRARY:
             self._write_through_library(position, start, values)
-            return
-        first = self._stretch.start + offset + start * values.itemsize
-        self._output.write_at(first, values.view(np.uint8).data)
+        else:
+            first = self._first_byte(Run(position, start, values.size), values.itemsize)
+            self._write_at(first, values.view(np.uint8).data)
+
+    def result(self, slab: Slab, dtype: np.dtype[Any], buffer: PageBuffer) -> NDArray[Any]:
+        """See `CheckpointWriter`."""
+        first = self._first_byte(slab.runs[0], dtype.itemsize)
+        window = buffer.window(self._stretch.start + max(0, first), slab.count * dtype.itemsize)
+        return window.view(dtype)
+
+    def write_slab(self, slab: Slab, values: NDArray[Any]) -> None:
+        """See `CheckpointWriter`. Runs that lie next to each other are written at once."""
+        done = 0
+        for runs, first in self._adjacent(slab, values.itemsize):
+            part = values[done : done + sum(run.count for run in runs)]
+            if first < 0:
+                self._write_through_library(runs[0].position, runs[0].start, part)
+            else:
+                self._write_at(first, part.view(np.uint8).data)
+            done += part.size
+
+    def _adjacent(self, slab: Slab, itemsize: int) -> Iterator[tuple[list[Run], int]]:
+        """Yields runs that lie next to each other, with the first byte of the first.
+
+        A run that only the library can write comes alone, with a negative first byte.
+        """
+        together: list[Run] = []
+        first = end = 0
+        for run in slab.runs:
+            begin = self._first_byte(run, itemsize)
+            if together and (begin < 0 or begin != end):
+                yield together, first
+                together = []
+            if not together:
+                first = begin
+            together.append(run)
+            end = begin + run.count * itemsize if begin >= 0 else -1
+        if together:
+            yield together, first
+
+    def _first_byte(self, run: Run, itemsize: int) -> int:
+        """Where a run begins in the HDF5 file; negative if only the library can write it."""
+        offset = self._offsets[run.position]
+        return offset if offset == _THROUGH_LIBRARY else offset + run.start * itemsize
+
+    def _write_at(self, first: int, data: memoryview) -> None:
+        self._output.write_at(self._stretch.start + first, data)
+        if self._crc is not None:
+            self._crc.add(first, data)
 
     def _write_through_library(self, position: int, start: int, values: NDArray[Any]) -> None:
         target = self._targets[position]
@@ -359,6 +438,14 @@ class Hdf5CheckpointWriter:
 
     def commit(self) -> None:
         """See `CheckpointWriter`."""
-        if self._finish is not None:
-            self._finish(self._output)
+        if self._finish is not None and self._crc is not None:
+            self._finish(self._output, self._crc.size, self._complete_crc(self._crc))
         self._output.commit()
+
+    def _complete_crc(self, crc: RunningCrc) -> int:
+        """The CRC-32 of the HDF5 file; reads what the library has written."""
+        start = self._stretch.start
+        crc.grow(self._output.size() - start)
+        for begin, size in pieces(crc.missing(), PIECE_BYTES):
+            crc.add(begin, self._output.read_at(start + begin, size))
+        return crc.value

@@ -17,7 +17,6 @@ import json
 import os
 import tempfile
 import weakref
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +24,9 @@ from streamavg.checkpoint import Checkpoint, FileIdentity, Naming
 from streamavg.errors import CorruptFileError, OutputError, UnsupportedFeatureError
 from streamavg.formats import keras_weights
 from streamavg.formats.archive import (
-    PIECE_BYTES,
     ArchiveBuilder,
     Member,
+    MemberCheck,
     content_pieces,
     read_content,
     read_members,
@@ -50,13 +49,21 @@ LARGEST_JSON = 16 * 1024**2
 """Bytes; the largest configuration in keras.applications has 0.6 MB."""
 
 
-def read(file: RandomAccessFile) -> Checkpoint:
-    """Reads the headers of a `.keras` archive. Raises: FormatError."""
+def read(file: RandomAccessFile, known: Checkpoint | None = None) -> Checkpoint:
+    """Reads the headers of a `.keras` archive.
+
+    Args:
+        file: the archive.
+        known: a checkpoint whose weights may have the same headers.
+
+    Raises:
+        FormatError: it cannot be read.
+    """
     members = read_members(file)
     _require_keras(members, file.path)
     metadata = _metadata(file, members)
     hdf5 = _weights_file(file, members[WEIGHTS])
-    variables, layers, values, notes = keras_weights.describe_weights(hdf5)
+    variables, layers, values, notes = keras_weights.describe_weights(hdf5, known)
     config = read_content(file, members[CONFIG], LARGEST_JSON)
     return Checkpoint(
         path=file.path,
@@ -113,12 +120,7 @@ def _weights_file(file: RandomAccessFile, member: Member) -> Hdf5File:
     """The weights where they lie, or unpacked to a temporary file if they are compressed."""
     if member.method:
         return _unpacked(file, member)
-
-    def check() -> None:
-        for _ in content_pieces(file, member):
-            pass
-
-    return Hdf5File(file, member.data_offset, member.size, check=check)
+    return Hdf5File(file, member.data_offset, member.size, check=MemberCheck(file, member))
 
 
 def _unpacked(file: RandomAccessFile, member: Member) -> Hdf5File:
@@ -168,11 +170,9 @@ def create(
     for name in (METADATA, CONFIG):
         if name in members:
             builder.copy(file, members[name])
-    start = builder.begin(WEIGHTS)
+    start = builder.begin(WEIGHTS, aligned=True)
 
-    def finish(output: OutputFile) -> None:
-        size = output.size() - start
-        crc = _crc_of(output, start, size)
+    def finish(output: OutputFile, size: int, crc: int) -> None:
         builder.end(Member(WEIGHTS, 0, crc, size, size, start))
         for name, member in members.items():
             if name not in {METADATA, CONFIG, WEIGHTS}:
@@ -186,11 +186,3 @@ def create(
         keras_weights.targets(reference, dtypes),
         finish,
     )
-
-
-def _crc_of(output: OutputFile, start: int, size: int) -> int:
-    crc = 0
-    for done in range(0, size, PIECE_BYTES):
-        piece = os.pread(output.descriptor, min(PIECE_BYTES, size - done), start + done)
-        crc = zlib.crc32(piece, crc)
-    return crc

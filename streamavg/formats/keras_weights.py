@@ -20,8 +20,8 @@ import h5py
 
 from streamavg.architecture import automatic_name
 from streamavg.checkpoint import Checkpoint, Layer, Naming, Role, Variable, last_part
-from streamavg.formats.hdf5 import Hdf5File, Hdf5Values, hdf5_of
-from streamavg.formats.hdf5_headers import Dataset, is_hard_link, walk
+from streamavg.formats.hdf5 import Hdf5File, Hdf5Values, hdf5_of, values_like
+from streamavg.formats.hdf5_headers import Dataset, is_hard_link, read_text, walk
 from streamavg.formats.hdf5_writing import Hdf5CheckpointWriter, Hdf5Stretch, Mirror
 from streamavg.formats.roles import assign_roles
 
@@ -69,9 +69,13 @@ def read(file: RandomAccessFile) -> Checkpoint:
 
 
 def describe_weights(
-    hdf5: Hdf5File,
+    hdf5: Hdf5File, known: Checkpoint | None = None
 ) -> tuple[tuple[Variable, ...], tuple[Layer, ...], Hdf5Values, tuple[str, ...]]:
     """Reads the headers of weights in this layout, wherever the HDF5 file lies.
+
+    Args:
+        hdf5: the file.
+        known: a checkpoint in this layout whose headers may be the same.
 
     Returns:
         The variables, the layers that own them, the way to the values, and notes.
@@ -79,6 +83,10 @@ def describe_weights(
     Raises:
         FormatError: the file is damaged, unsafe, or holds what cannot be averaged.
     """
+    if known is not None and known.naming == Naming.BY_PLACE:
+        values = values_like(hdf5, known)
+        if values is not None:
+            return known.variables, known.layers, values, known.notes
     datasets: list[Dataset] = []
     aliases: dict[str, list[str]] = {}
     by_address: dict[int, str] = {}
@@ -128,13 +136,12 @@ def owner(path: str) -> str | None:
 
 def _layer(opened: h5py.File, path: str) -> Layer:
     group = h5py.h5g.open(opened.id, f"{path}/{VARIABLES_GROUP}".lstrip("/").encode())
-    has_name = h5py.h5a.exists(group, b"name")
-    name: Any = h5py.Group(group).attrs["name"] if has_name else None
+    name = read_text(group, b"name")
     parent, _, member = path.rpartition("/")
     in_container = last_part(parent) in CONTAINERS
     return Layer(
         path=path,
-        name=name if isinstance(name, str) else None,
+        name=name,
         class_name=automatic_name(member)[0] if in_container else None,
     )
 

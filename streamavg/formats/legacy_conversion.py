@@ -130,7 +130,9 @@ def create(
                     stored = source[
                         keras_legacy.dataset_path(reference, variable.path, variable.role)
                     ]
-                    create_dataset(stored, target, path, dtype, reference.path, marks_bfloat16=True)
+                    create_dataset(
+                        stored.id, target.id, path, dtype, reference.path, marks_bfloat16=True
+                    )
                     layer_name = [variable.layer, *_scopes(variable)][-1]
                     target[path.rpartition("/")[0]].attrs["name"] = layer_name
 

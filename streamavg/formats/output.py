@@ -14,6 +14,7 @@ import os
 import secrets
 from typing import TYPE_CHECKING, Self
 
+from streamavg import system_calls
 from streamavg.errors import OutputError
 
 if TYPE_CHECKING:
@@ -38,14 +39,16 @@ class OutputFile:
     Args:
         path: where the file will be.
         force: whether a file that is already there may be replaced.
+        fsync: whether `commit` waits until the disk has all of it.
 
     Raises:
         OutputError: the path is taken and `force` is not given, or nothing can be written there.
     """
 
-    def __init__(self, path: Path, *, force: bool) -> None:
+    def __init__(self, path: Path, *, force: bool, fsync: bool = True) -> None:
         self.path = path
         self._force = force
+        self._fsync = fsync
         self._open = False
         refuse_taken(path, force=force)
         self.temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
@@ -81,21 +84,37 @@ class OutputFile:
         with self.translated_errors():
             while len(view):
                 written = os.pwrite(self._descriptor, view, offset)
+                if self._fsync:
+                    system_calls.start_writing_back(self._descriptor, offset, written)
                 view = view[written:]
                 offset += written
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """The `size` bytes from `offset` on, which were written before. Raises: OutputError."""
+        data = bytearray(size)
+        with self.translated_errors():
+            count = system_calls.read_at(self._descriptor, memoryview(data), offset)
+        return bytes(data[:count])
+
+    def allocate(self) -> None:
+        """Reserves the room of the file as large as it is now. Raises: OutputError."""
+        with self.translated_errors():
+            system_calls.allocate(self._descriptor, self.size())
 
     def size(self) -> int:
         """Size in bytes so far."""
         return os.fstat(self._descriptor).st_size
 
     def commit(self) -> None:
-        """Flushes the file to the disk and puts it at its place. Raises: OutputError."""
+        """Flushes the file to the disk, if so asked, and puts it in place. Raises: OutputError."""
         with self.translated_errors():
-            os.fsync(self._descriptor)
+            if self._fsync:
+                os.fsync(self._descriptor)
             os.close(self._descriptor)
             self._open = False
             self._put_in_place()
-            _flush_folder(self.path.parent)
+            if self._fsync:
+                _flush_folder(self.path.parent)
         _unfinished.discard(self)
 
     def _put_in_place(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import streamavg
-from streamavg.checkpoint import Role, slabs_of
+from streamavg.checkpoint import Role, runs_of
 from streamavg.formats import create_writer
 from tests.checkpoint_files import ARRAYS, STORAGES
 from tests.contracts.reading import bits
@@ -32,7 +32,7 @@ def fill(writer, reference, values_of, slab=17):
     for position, variable in enumerate(reference.variables):
         if variable.path in values_of:
             flat = np.asarray(values_of[variable.path]).reshape(-1)
-            for part in reversed(list(slabs_of(position, variable.size, slab))):
+            for part in reversed(list(runs_of(position, variable.size, slab))):
                 writer.write(position, part.start, flat[part.start : part.start + part.count])
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import streamavg
 from streamavg.checkpoint import FileIdentity
-from streamavg.formats.files import OPEN_DESCRIPTORS, RandomAccessFile, RecentlyOpened
+from streamavg.formats.files import RandomAccessFile, RecentlyOpened, open_descriptors
 from tests.checkpoint_files import Storage, write_weights
 
 
@@ -17,7 +17,7 @@ def opened_file(path, content=b"0123456789"):
 
 def test_the_file_used_longest_ago_is_closed_first():
     closed = []
-    recent = RecentlyOpened(2, closed.append)
+    recent = RecentlyOpened(lambda: 2, closed.append)
     for key in "abacb":
         with recent.using(key, key.upper) as opened:
             assert opened == key.upper()
@@ -31,7 +31,7 @@ def test_the_file_used_longest_ago_is_closed_first():
 
 def test_a_file_in_use_is_not_closed():
     closed = []
-    recent = RecentlyOpened(1, closed.append)
+    recent = RecentlyOpened(lambda: 1, closed.append)
     with recent.using("a", lambda: "A"):
         with recent.using("b", lambda: "B"):
             assert closed == []
@@ -43,7 +43,8 @@ def test_a_file_in_use_is_not_closed():
 
 def test_threads_that_read_more_files_than_may_be_open_get_their_own_bytes(tmp_path):
     files = [
-        opened_file(tmp_path / str(n), bytes([n % 251]) * 4096) for n in range(2 * OPEN_DESCRIPTORS)
+        opened_file(tmp_path / str(n), bytes([n % 251]) * 4096)
+        for n in range(2 * open_descriptors())
     ]
 
     def read_all(shift):
@@ -101,7 +102,7 @@ def test_a_file_that_grew_is_told(tmp_path):
 
 @pytest.mark.parametrize("storage", [Storage(), Storage(chunked=True, gzip=True)])
 def test_more_files_than_may_be_open_are_read_in_turn(tmp_path, storage):
-    count = OPEN_DESCRIPTORS + 10
+    count = open_descriptors() + 10
     checkpoints = []
     for number in range(count):
         path = tmp_path / f"{number}.weights.h5"
@@ -116,9 +117,9 @@ def test_more_files_than_may_be_open_are_read_in_turn(tmp_path, storage):
 
 def test_no_more_files_are_open_than_allowed(tmp_path):
     before = len(list(Path("/proc/self/fd").iterdir()))
-    files = [opened_file(tmp_path / str(number)) for number in range(OPEN_DESCRIPTORS + 30)]
+    files = [opened_file(tmp_path / str(number)) for number in range(open_descriptors() + 30)]
     for file in files:
         file.read(0, 1)
-    assert len(list(Path("/proc/self/fd").iterdir())) <= before + OPEN_DESCRIPTORS
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + open_descriptors()
     for file in files:
         file.close()
