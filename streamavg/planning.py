@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamavg import memory
-from streamavg.access import choose_access
+from streamavg.access import Access, choose_access
 from streamavg.architecture import parse_config, quantized_layers
 from streamavg.checkpoint import Kind, Role, Variable
 from streamavg.dtypes import dtype_named
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from streamavg.access import Access
     from streamavg.checkpoint import Checkpoint
     from streamavg.formats import Format
     from streamavg.matching import Source
@@ -65,6 +64,8 @@ SMALLEST_HEADROOM = 64 * 1024**2
 MOST_SLAB_ELEMENTS = 131072
 """Half a megabyte of float32 in a read: larger ones are no faster, and slabs of this size stay in a
 processor's caches with their accumulator."""
+MOST_DIRECT_ELEMENTS = 4 * MOST_SLAB_ELEMENTS
+"""Reads past the page cache are not joined by the system: they must be long themselves."""
 LEAST_SLAB_ELEMENTS = 4096
 MOST_GROUPED_ELEMENTS = 16384
 """Variables of up to this size share slabs: each read and each sum then is worth its call."""
@@ -234,19 +235,19 @@ def make_plan(
         *_losses(reference, variables, written_as),
         *_compare_carried(variables, matched, settings),
     ]
-    memory_plan = _plan_memory(variables, matched, method, settings)
+    access = _choose_access(matched, settings)
     plan = MergePlan(
         output=output,
         output_format=written_as.name,
         force=settings.force,
         fsync=settings.fsync,
-        access=_choose_access(matched, memory_plan, settings),
+        access=access,
         method=method,
         matched=matched,
         coefficients=coefficients,
         accumulation_order=summing_order(matched, coefficients, variables),
         variables=variables,
-        memory=memory_plan,
+        memory=_plan_memory(variables, matched, method, access, settings),
         allow_non_finite=settings.allow_non_finite,
         free_disk_bytes=shutil.disk_usage(output.parent).free,
         notes=tuple(notes),
@@ -391,6 +392,7 @@ def _plan_memory(
     variables: Sequence[PlannedVariable],
     matched: MatchedCheckpoints,
     method: Method,
+    access: Access,
     settings: Settings,
 ) -> MemoryPlan:
     reserved = memory.resident_bytes()
@@ -400,7 +402,8 @@ def _plan_memory(
     fixed = reserved + headers + sum(held[:MOST_DECODING]) + STRETCH_BYTES
     per_element = max((_bytes_per_element(planned, method) for planned in variables), default=0)
     longest = max((planned.variable.size for planned in variables), default=1)
-    wanted = max(1, min(MOST_SLAB_ELEMENTS, longest))
+    most = MOST_DIRECT_ELEMENTS if access == Access.DIRECT else MOST_SLAB_ELEMENTS
+    wanted = max(1, min(most, longest))
     least = min(wanted, LEAST_SLAB_ELEMENTS)
     threads = _threads(variables, settings.threads)
     available = limit - fixed - least * per_element
@@ -428,16 +431,17 @@ def _plan_memory(
     return MemoryPlan(limit, origin, reserved, projected, slab_elements, threads)
 
 
-def _choose_access(
-    matched: MatchedCheckpoints, memory_plan: MemoryPlan, settings: Settings
-) -> Access:
+def _choose_access(matched: MatchedCheckpoints, settings: Settings) -> Access:
     group_limit = memory.group_limit_bytes()
     sources = matched.sources
+    cache_bytes = None
+    if group_limit is not None:
+        cache_bytes = group_limit - _limit(settings.memory_limit, memory.resident_bytes())[0]
     return choose_access(
         settings.io,
         (is_cached for source in sources for is_cached in source.values.cached_probes()),
         len(sources),
-        None if group_limit is None else group_limit - memory_plan.projected,
+        cache_bytes,
     )
 
 

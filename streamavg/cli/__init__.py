@@ -59,6 +59,8 @@ def streamavg(context: click.Context) -> None:
 
 def main() -> NoReturn:
     """Runs the command line and exits."""
+    # The matrix library of NumPy starts a thread a processor when it is loaded, for nothing here.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     interrupts.listen()
     debug = "--debug" in sys.argv
     try:
