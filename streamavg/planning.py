@@ -509,7 +509,8 @@ def summing_order(
     """
     sizes = [p.variable.size if p.action == Action.AVERAGE else 0 for p in variables]
     averaged = [position for position, size in enumerate(sizes) if size]
-    largest = [position for position in averaged if sizes[position] == max(sizes)]
+    most = max(sizes, default=0)
+    largest = [position for position in averaged if sizes[position] == most]
     keys = [(_sample_digest(source, matched.reference, largest),) for source in matched.sources]
     twins = {key for key, count in Counter(keys).items() if count > 1}
     full_keys = [

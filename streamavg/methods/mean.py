@@ -37,8 +37,8 @@ _HUGE = 2.0**900
 """From here on float64 values are summed scaled down, so that neither sums nor splits overflow."""
 _SCALE = 2.0**-200
 _HEADROOM = 2.0**60
-_ROUND_TO_ODD_BYTES = 4 + 2 * 8 + 3
-"""Temporaries of `_round_to_odd` per element: the nearest float32, two magnitudes, three tests."""
+_BLOCK = 16384
+"""Elements that are rounded at once, so that temporaries are small and stay in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,9 @@ class Mean:
 
     def bytes_per_element(self, dtype: np.dtype[Any], output: np.dtype[Any]) -> int:
         """See `Method`."""
-        rounding = _ROUND_TO_ODD_BYTES if output.kind == "V" else 0
         if dtype == np.float64:
-            return 8 * (_DoubleSum.ARRAYS + 2) + rounding
-        return _SingleSum.bytes_per_element(dtype, output) + rounding
+            return 8 * (_DoubleSum.ARRAYS + 2)
+        return _SingleSum.bytes_per_element(dtype)
 
     def accumulator(
         self, dtype: np.dtype[Any], capacity: int, coefficients: Coefficients
@@ -81,10 +80,9 @@ class _SingleSum:
         self.start(capacity)
 
     @staticmethod
-    def bytes_per_element(dtype: np.dtype[Any], output: np.dtype[Any]) -> int:
+    def bytes_per_element(dtype: np.dtype[Any]) -> int:
         """Bytes for each element of the capacity, with numerators other than 1."""
-        rounding = 8 if output.kind == "V" else 0
-        return 8 + 8 + rounding + _widening_bytes(dtype)
+        return 8 + 8 + _widening_bytes(dtype)
 
     def start(self, count: int) -> None:
         """See `Accumulator`."""
@@ -119,8 +117,8 @@ class _SingleSum:
         """See `Accumulator`."""
         with np.errstate(over="ignore", invalid="ignore"):
             if out.dtype.kind == "V":
-                quotient = self._sum / self._total
-                round_into(quotient, out)
+                np.divide(self._sum, self._total, out=self._sum)
+                round_into(self._sum, out)
             elif math.frexp(self._total)[0] == 0.5:  # a power of two: its inverse is exact
                 np.multiply(self._sum, 1 / self._total, out=out, casting="same_kind")
             else:
@@ -314,25 +312,32 @@ def round_into(values: Doubles, out: NDArray[Any]) -> None:
     """Rounds float64 values once, to nearest and ties to even, into the dtype of `out`.
 
     Args:
-        values: one-dimensional; overwritten.
+        values: one-dimensional.
         out: same length, any float dtype; owned by the caller.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         if out.dtype.kind == "V":
-            _round_to_odd(values)
-        out[...] = values
+            for start in range(0, out.size, _BLOCK):
+                block = slice(start, start + _BLOCK)
+                out[block] = _nearly_rounded(values[block])
+        else:
+            out[...] = values
 
 
-def _round_to_odd(values: Doubles) -> None:
-    """Makes a second rounding harmless: to float32 values whose last bit says "inexact".
+def _nearly_rounded(values: Doubles) -> NDArray[np.float32]:
+    """The float32 values nearest to `values`, moved off the middle between two bfloat16 values.
 
-    ml_dtypes converts float64 to bfloat16 by way of float32. Rounding to odd first keeps enough
-    of what the first step cuts off (Boldo and Melquiond 2005).
+    ml_dtypes converts float64 to bfloat16 by way of float32, which would round twice. That goes
+    wrong only where the first rounding lands on the very middle between two bfloat16 values: then
+    the last bit of the float32 is set to what the float64 says, below or above the middle. (It is
+    what rounding to odd does everywhere; see Boldo and Melquiond 2005.)
     """
     nearest = values.astype(np.float32)
     bits = nearest.view(np.int32)
-    inexact = np.isfinite(values) & (nearest != values)
-    beyond = inexact & (np.abs(nearest.astype(np.float64)) > np.abs(values))
-    bits -= beyond  # the neighbour towards zero
-    bits |= inexact
-    values[...] = nearest
+    middles = np.flatnonzero((bits & 0xFFFF) == 0x8000)
+    if middles.size:
+        magnitudes = np.abs(values[middles])
+        rounded = np.abs(nearest[middles]).astype(np.float64)
+        bits[middles] += (magnitudes > rounded).astype(np.int32)
+        bits[middles] -= (magnitudes < rounded).astype(np.int32)
+    return nearest

@@ -163,3 +163,27 @@ def test_rounding_goes_to_nearest_and_ties_to_even_for_all_magnitudes(out_dtype)
     out = np.empty(values.size, out_dtype)
     round_into(values.copy(), out)
     assert out.tolist() == rounded(exact, out_dtype).tolist()
+
+
+def test_every_float16_is_widened_exactly():
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    for values in (every[np.isfinite(every)], every):
+        out, _ = combine(Mean(), [values], out_dtype=np.float32)
+        expected = values.astype(np.float32)
+        assert np.array_equal(out, expected, equal_nan=True)
+        assert np.array_equal(np.signbit(out), np.signbit(expected))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_around_every_middle_of_two_bfloat16_values_it_is_rounded_once(sign):
+    below = np.arange(0x7F7F, dtype=np.uint32)
+    low, high = ((b << 16).view(np.float32).astype(np.float64) for b in (below, below + 1))
+    middle = (low + high) / 2
+    for values, nearest in (
+        (np.nextafter(middle, 0), below),
+        (middle, below + (below & 1)),
+        (np.nextafter(middle, np.inf), below + 1),
+    ):
+        out = np.empty(values.size, BFLOAT16)
+        round_into(sign * values, out)
+        assert np.array_equal(np.abs(out).view(np.uint16), nearest)
