@@ -1,12 +1,16 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 import streamavg
+from streamavg import system_calls
+from streamavg.access import Access
 from streamavg.checkpoint import FileIdentity
 from streamavg.formats.files import RandomAccessFile, RecentlyOpened, open_descriptors
+from streamavg.page_buffer import PageBuffer
 from tests.checkpoint_files import Storage, write_weights
 
 
@@ -123,3 +127,54 @@ def test_no_more_files_are_open_than_allowed(tmp_path):
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + open_descriptors()
     for file in files:
         file.close()
+
+
+CONTENT = np.random.default_rng(1).bytes(50_000)
+
+
+@pytest.mark.parametrize("access", list(Access))
+@pytest.mark.parametrize(
+    ("offset", "size"), [(0, 50_000), (1, 9), (4096, 8192), (4095, 40_000), (49_990, 10)]
+)
+def test_a_window_holds_the_bytes_however_they_are_fetched(tmp_path, access, offset, size):
+    file = opened_file(tmp_path / "a", CONTENT)
+    file.access = access
+    file.read_ahead(offset, size)
+    window = file.read_window(offset, size, PageBuffer(size))
+    assert window.tobytes() == CONTENT[offset : offset + size]
+    file.close()
+
+
+@pytest.mark.parametrize("access", list(Access))
+def test_a_window_beyond_the_end_is_told(tmp_path, access):
+    file = opened_file(tmp_path / "a", CONTENT)
+    file.access = access
+    with pytest.raises(streamavg.CorruptFileError, match="ends at byte 50000"):
+        file.read_window(49_000, 1_001, PageBuffer(2_000))
+    file.close()
+
+
+def test_a_file_system_that_refuses_direct_reads_is_read_all_the_same(tmp_path, monkeypatch):
+    file = opened_file(tmp_path / "a", CONTENT)
+    file.access = Access.DIRECT
+    monkeypatch.setattr(system_calls, "open_for_direct_reading", lambda path: None)
+    assert file.read_window(10, 5_000, PageBuffer(5_000)).tobytes() == CONTENT[10:5_010]
+    file.close()
+
+
+def test_a_file_that_was_replaced_is_not_read_directly_either(tmp_path):
+    file = opened_file(tmp_path / "a", CONTENT)
+    (tmp_path / "b").write_bytes(CONTENT[::-1])
+    (tmp_path / "b").replace(file.path)
+    file.access = Access.DIRECT
+    with pytest.raises(streamavg.ChangedFileError, match="replaced"):
+        file.read_window(0, 10, PageBuffer(10))
+
+
+def test_a_file_that_another_process_writes_is_told(tmp_path):
+    path = write_weights(tmp_path / "a.weights.h5", {"layers/d/vars/0": np.zeros(3)})
+    file = RandomAccessFile(path, FileIdentity.of(path))
+    file.require_not_being_written()
+    with h5py.File(path, "r+"), pytest.raises(streamavg.CorruptFileError, match="open for writing"):
+        file.require_not_being_written()
+    file.close()
