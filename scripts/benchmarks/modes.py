@@ -119,10 +119,11 @@ class Bench:
         run_rounds(taking_part, conditions, counts, self.folder, self.report)
 
     def profile(self, conditions: Conditions, taking_part: list[Contender]) -> None:
-        """Profiles the first merge of a scenario, if asked for and not done before."""
+        """Profiles a merge of a scenario, with fsync if there is one, if asked for and not done."""
         if self.profiles and self.repeat == 1:
             merges = [contender for contender in taking_part if contender.is_merge]
-            profile(merges[0], conditions, self.folder, self.report)
+            with_fsync = [merge for merge in merges if merge.name == contenders.MERGE_FSYNC]
+            profile((with_fsync or merges)[0], conditions, self.folder, self.report)
 
     @contextmanager
     def inputs(self, count: int, model: Model, suffix: str = ".weights.h5") -> Iterator[list[str]]:

@@ -209,9 +209,7 @@ def growth_section(report: Report, plot: str | None) -> str:
     rows = []
     for scenario in scenarios:
         known = report.scenario("growth", scenario)
-        found = report.contenders("growth", scenario)
-        merge = names.MERGE if names.MERGE in found else names.MERGE_FSYNC
-        base = base_of("growth", scenario, merge, report)
+        merge, base = merge_and_base(report, scenario)
         seconds = report.median_seconds("growth", scenario, merge)
         least = report.median_seconds("growth", scenario, base)
         ratio = report.median_ratio("growth", scenario, merge, base)
@@ -240,7 +238,7 @@ def growth_section(report: Report, plot: str | None) -> str:
 
 def growth_text(report: Report, scenarios: list[str]) -> list[str]:
     """What follows from the table."""
-    text = []
+    text = [sentence for kind in GROWING if (sentence := factor_text(report, scenarios, kind))]
     peaks = [p for s in scenarios if (p := merge_peak(report, s)) is not None]
     if peaks:
         text.append(
@@ -260,6 +258,37 @@ def growth_text(report: Report, scenarios: list[str]) -> list[str]:
                 "a variable and checkpoint."
             )
     return ["\n".join(text)] if text else []
+
+
+GROWING = {modes.COUNTS: "checkpoints", modes.VARIABLES: "variables"}
+"""What grows while the bytes stay the same, as the names of scenarios begin, and in words."""
+
+
+def factor_text(report: Report, scenarios: list[str], kind: str) -> str:
+    """How time changes from the first to the last scenario of a kind; "" if there is one only."""
+    found = [scenario for scenario in scenarios if scenario.startswith(kind)]
+    if len(found) < 2:
+        return ""
+    first, last = found[0], found[-1]
+    merge, base = merge_and_base(report, first)
+    changes = []
+    for name in (merge, base):
+        before, after = (report.median_seconds("growth", s, name) for s in (first, last))
+        if not (before and after):
+            return ""
+        changes.append(after / before)
+    numbers = " to ".join(s.rpartition(" ")[2] for s in (first, last))
+    return (
+        f"From {numbers} {GROWING[kind]} with the same bytes in all, the time of streamavg changes "
+        f"by the factor {changes[0]:.2f}, that of L by {changes[1]:.2f}."
+    )
+
+
+def merge_and_base(report: Report, scenario: str) -> tuple[str, str]:
+    """The merge that a growth scenario is told by, and the L beside it: without fsync if it can."""
+    has_no_fsync = names.MERGE in report.contenders("growth", scenario)
+    merge = names.MERGE if has_no_fsync else names.MERGE_FSYNC
+    return merge, base_of("growth", scenario, merge, report)
 
 
 def merge_peak(report: Report, scenario: str) -> int | None:
@@ -363,14 +392,10 @@ def profile_text(profile: Profile, report: Report) -> str:
     text = f"Of the time that the threads of *{name}* do not wait for one another: {shares}. "
     text += f"The process took {profile.seconds:.2f} s; {profile.main.get(START_UP, 0):.2f} s of "
     text += "that are start-up and exit, which do not grow with the inputs."
-    merge = (
-        names.MERGE
-        if report.of(profile.mode, profile.scenario, names.MERGE)
-        else (names.MERGE_FSYNC)
-    )
-    ordinary = report.median_seconds(profile.mode, profile.scenario, merge)
-    if ordinary:
-        text += f" Without timers the median was {ordinary:.2f} s."
+    for merge in (names.MERGE_FSYNC, names.MEDIAN):  # whichever was profiled
+        ordinary = report.median_seconds(profile.mode, profile.scenario, merge)
+        if ordinary:
+            text += f" Without timers the median was {ordinary:.2f} s."
     return text
 
 
