@@ -87,6 +87,11 @@ class Abilities:
         """Whether `streamavg merge` knows an option."""
         return option in self._help.replace(",", " ").split()
 
+    def has_method(self, method: str) -> bool:
+        """Whether `streamavg merge` knows a `--method`."""
+        choices = re.search(r"--method\s*\[([^\]]*)\]", self._help)
+        return choices is not None and method in re.split(r"[|\s]+", choices[1])
+
     def why_no_article(self) -> str:
         """Why the article's way cannot be measured; "" if it can."""
         if "article" in self._without:

@@ -312,8 +312,8 @@ def _grow(
 
 def median(bench: Bench) -> None:
     """The median of many checkpoints, within a memory limit."""
-    if not bench.abilities.has_option("--method"):
-        bench.report.note("The median: this streamavg has no --method.")
+    if not bench.abilities.has_method("median"):
+        bench.report.note("The median: this streamavg has no --method median.")
         return
     sizes = bench.sizes
     model = Model.sized(sizes.median_megabytes * MEGABYTE / sizes.median_checkpoints)

@@ -97,7 +97,7 @@ def reach_section(report: Report) -> str:
         cells += [""] * (repeats - len(cells))
         measured = "" if one.measured is None else f"{one.measured:.2f}"
         limit = f" ({goal.peak // MIB})" if goal.peak else ""
-        peak = f"{one.peak / MIB:.0f}{limit}" if one.peak else ""
+        peak = f"{one.peak / MIB:.0f}{limit}" if one.peak and one.measured else ""
         aim = "" if goal.aim is None else f"{goal.aim:g} {goal.unit}"
         rows.append(
             [goal.condition, f"{goal.must:g} {goal.unit}", aim, *cells, measured, peak, one.verdict]
@@ -250,12 +250,11 @@ def growth_text(report: Report, scenarios: list[str]) -> list[str]:
     if many is not None and few is not None:
         wide, narrow = (report.scenario("growth", n) for n in (modes.WIDE, modes.WIDE_FEW))
         if wide and narrow:
-            grown = (wide.checkpoints - narrow.checkpoints) * wide.variables
+            grown, more = (wide.checkpoints - narrow.checkpoints) * wide.variables, many - few
             text.append(
                 f"What grows with the number of checkpoints is the index: {wide.checkpoints} "
-                f"checkpoints of {wide.variables:,} variables take {(many - few) / MIB:.1f} MiB "
-                f"more than {narrow.checkpoints} of them, {max(0, many - few) / grown:.0f} bytes "
-                "a variable and checkpoint."
+                f"checkpoints of {wide.variables:,} variables take {more / MIB:+.1f} MiB against "
+                f"{narrow.checkpoints} of them, {more / grown:.0f} bytes a variable and checkpoint."
             )
     return ["\n".join(text)] if text else []
 
@@ -312,9 +311,9 @@ def accuracy_section(report: Report) -> str:
             one.dtype,
             f"{one.checkpoints:,}",
             "weighted" if one.weighted else "uniform",
-            f"{one.largest:.9f}".rstrip("0"),
+            plain(one.largest),
             f"{one.mean:.3f}",
-            f"{one.bound:.9f}".rstrip("0"),
+            plain(one.bound),
             f"{one.largest_naive:,.3g}",
             "met" if one.largest <= one.bound else "missed",
         ]
@@ -331,6 +330,11 @@ def accuracy_section(report: Report) -> str:
         "through the command line. 0.5 ULP is what rounding once costs; what is promised adds what "
         "the sum before it may be off by.\n\n" + table(header, rows)
     )
+
+
+def plain(number: float) -> str:
+    """With nine digits after the point, or as many as it has."""
+    return f"{number:.9f}".rstrip("0").rstrip(".")
 
 
 def profile_section(report: Report) -> str:

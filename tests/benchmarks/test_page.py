@@ -122,7 +122,7 @@ def test_the_bytes_that_a_variable_costs_follow_from_two_peaks():
         report.scenarios.append(Scenario("growth", name, count, 3000, 1000, "float32"))
         report.measurements += one.measurements
     expected = 4 * MIB / (62 * 3000)
-    assert f"4.0 MiB more than 2 of them, {expected:.0f} bytes" in page.growth_section(report, None)
+    assert f"+4.0 MiB against 2 of them, {expected:.0f} bytes" in page.growth_section(report, None)
 
 
 def test_a_report_of_nothing_still_makes_a_page():
