@@ -1,0 +1,52 @@
+"""How fast one slab is combined: micro-benchmarks that also check what they compute.
+
+They run once each as plain tests. To measure:
+
+    python -m pytest tests/benchmarks/test_kernels.py --benchmark-enable
+
+The time is that of one slab of eight checkpoints, from `start` to `result`, values in the cache.
+"""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from streamavg.methods import METHODS
+from streamavg.selection import coefficients_for
+from tests.oracle import BFLOAT16, exact_mean, ulp
+
+SLAB = 65_536
+CHECKPOINTS = 8
+DTYPES = [np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64)]
+WEIGHTS = {"uniform": None, "weighted": [0.05, 0.1, 0.1, 0.1, 0.15, 0.15, 0.15, 0.2]}
+ONCE_ROUNDED = Fraction(1, 2) + Fraction(1, 10**7)
+"""In ULP; values between 1 and 2 do not cancel, so that summing them adds next to nothing."""
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def slabs(request):
+    """Values of the same slab in each checkpoint."""
+    generator = np.random.default_rng(3)
+    return [generator.uniform(1, 2, SLAB).astype(request.param) for _ in range(CHECKPOINTS)]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
+def test_the_mean_of_one_slab(benchmark, slabs, weights):
+    dtype = slabs[0].dtype
+    accumulator = METHODS["mean"].accumulator(dtype, SLAB, coefficients_for(CHECKPOINTS, weights))
+    out = np.empty(SLAB, dtype)
+
+    def combine():
+        accumulator.start(SLAB)
+        for checkpoint, values in enumerate(slabs):
+            accumulator.add(values, checkpoint)
+        accumulator.result(out)
+        return accumulator.all_finite()
+
+    benchmark.extra_info["bytes"] = CHECKPOINTS * SLAB * dtype.itemsize
+    assert benchmark(combine)
+    chosen = slice(None, None, SLAB // 50)
+    exact = exact_mean([values[chosen] for values in slabs], weights)
+    for value, mean in zip(out[chosen], exact, strict=True):
+        assert abs(Fraction(float(value)) - mean) <= ONCE_ROUNDED * ulp(mean, dtype)
