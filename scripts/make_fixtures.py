@@ -4,6 +4,7 @@ Every checkpoint comes from a real training run on scikit-learn's digits, is wri
 itself, and is loaded back and compared before it is accepted. Nothing is edited afterwards.
 
     python scripts/make_fixtures.py            # train, save, verify, measure (needs both Keras)
+    python scripts/make_fixtures.py --only make_logged    # one maker's files, the others stay
     python scripts/make_fixtures.py --check    # compare the files with fixtures/MANIFEST
 
 Making fixtures needs ``pip install tensorflow tf_keras scikit-learn``; checking needs nothing but
@@ -56,6 +57,9 @@ KERAS2_ALL = (
     "digits-legacy/keras2-epoch-{epoch}.h5",
     "digits-legacy/keras2-weights-epoch-{epoch}.h5",
 )
+LOGGED = "digits-logged"
+LOGGED_EPOCHS, LOGGED_KEPT = 12, 5  # two-digit epochs come before "8" where a shell sorts
+LOGGED_NAME = "ckpt-{epoch}-{val_loss:.4f}.weights.h5"
 KERAS2_RUN = ("digits-keras2", {EPOCHS - 1: KERAS2_ALL, EPOCHS: KERAS2_ALL})
 
 
@@ -374,8 +378,38 @@ def make_swapped(collection: Collection, keras: ModuleType) -> None:
     collection.measure("mean of order-ab and order-ba by layer name", mean)
 
 
-def make_all(root: Path) -> Collection:
-    """Make every fixture in a new folder."""
+def make_logged(collection: Collection, keras: ModuleType) -> None:
+    """Make the last checkpoints of a run as ModelCheckpoint names them, and CSVLogger's history."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(SEED)
+    digits = collection.digits
+    model = digits_network(keras, digits)
+    folder = collection.root / LOGGED
+    folder.mkdir()
+    callbacks = [
+        keras.callbacks.ModelCheckpoint(folder / LOGGED_NAME, save_weights_only=True),
+        keras.callbacks.CSVLogger(folder / "history.csv"),
+    ]
+    validation = (digits.validation.x, digits.validation.y)
+    model.fit(
+        digits.train.x, digits.train.y, batch_size=BATCH_SIZE, epochs=LOGGED_EPOCHS, verbose=0,
+        validation_data=validation, callbacks=callbacks,
+    )  # fmt: skip
+    by_epoch = sorted(folder.glob("ckpt-*"), key=lambda path: int(path.name.split("-")[1]))
+    for path in by_epoch[:-LOGGED_KEPT]:
+        path.unlink()
+    last = load(keras, by_epoch[-1], lambda: digits_network(keras, digits))
+    check_same(model, last, digits.test, by_epoch[-1])
+    for path in (*by_epoch[-LOGGED_KEPT:], folder / "history.csv"):
+        name = path.relative_to(collection.root).as_posix()
+        collection.accept(name, f"{keras.__name__} {keras.__version__}, make_logged")
+
+
+KERAS3_MAKERS = (make_digits, make_wider, make_other_preprocessing, make_swapped, make_logged)
+
+
+def make_all(root: Path, only: str | None = None) -> Collection:
+    """Make every fixture in a new folder, or those of one maker that needs no others."""
     root.mkdir()
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the CPU gives the same numbers again
@@ -384,16 +418,20 @@ def make_all(root: Path) -> Collection:
     import keras
     import sklearn
     import tensorflow as tf
-    import tf_keras
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # "This file format is considered legacy"
     warnings.filterwarnings("ignore", message="You are saving your model as an HDF5 file")
     tf.config.experimental.enable_op_determinism()
 
     collection = Collection(root, load_digits())
+    if only is not None:
+        next(maker for maker in KERAS3_MAKERS if maker.__name__ == only)(collection, keras)
+        return collection
+    import tf_keras
+
     save_data(collection.digits, root / DATA)
     collection.accept(DATA, f"scikit-learn {sklearn.__version__}, save_data")
-    for maker in (make_digits, make_wider, make_other_preprocessing, make_swapped):
+    for maker in KERAS3_MAKERS:
         maker(collection, keras)
     make_digits(collection, tf_keras)
     (root / ACCURACIES).write_text(json.dumps(collection.accuracies, indent=2) + "\n")
@@ -443,6 +481,19 @@ def install(collection: Collection, folder: Path) -> None:
     readme.write_text(f"{before}{TABLE_BEGIN}\n{table}\n{TABLE_END}{after}")
 
 
+def install_some(collection: Collection, folder: Path) -> None:
+    """Replace the folders that one maker made, and their lines in the manifest."""
+    made = tuple({f"{name.partition('/')[0]}/" for name in collection.producers})
+    for name in made:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    lines = (folder / MANIFEST).read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.split(maxsplit=3)[2].startswith(made)]
+    new = manifest(collection).splitlines(keepends=True)
+    shutil.copytree(collection.root, folder, dirs_exist_ok=True)
+    ordered = sorted([*kept, *new], key=lambda line: line.split(maxsplit=3)[2])
+    (folder / MANIFEST).write_text("".join(ordered))
+
+
 def check_manifest(folder: Path) -> list[str]:
     """Return every disagreement between a folder and its manifest."""
     problems = []
@@ -466,6 +517,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description="Make or check the checkpoints in fixtures/.")
     parser.add_argument("--check", action="store_true", help="only verify fixtures/MANIFEST")
+    parser.add_argument("--only", choices=["make_logged"], help="make its files alone")
     parser.add_argument("--folder", type=Path, default=FIXTURES, help="default: fixtures/")
     options = parser.parse_args(arguments)
     if options.check:
@@ -473,7 +525,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(problems) or f"{options.folder}: every file is as in {MANIFEST}")
         return 1 if problems else 0
     with tempfile.TemporaryDirectory() as scratch:
-        collection = make_all(Path(scratch, "fixtures"))
+        collection = make_all(Path(scratch, "fixtures"), options.only)
+        if options.only is not None:
+            install_some(collection, options.folder)
+            return 0
         install(collection, options.folder)
     print(accuracy_table(collection.accuracies))
     return 0

@@ -1,6 +1,6 @@
 """The main job: average checkpoints straight from their files.
 
-    paths -> open -> match -> plan -> stream -> commit -> record
+    paths -> select -> open -> match -> plan -> stream -> commit -> record
 
 Each step is a room of its own below this one; here they are told in order.
 """
@@ -19,7 +19,7 @@ from streamavg.methods import METHODS
 from streamavg.options import MergeOptions, Settings
 from streamavg.planning import MergePlan, make_plan
 from streamavg.record import MergeRecord, record_of
-from streamavg.selection import coefficients_for, select_paths, select_reference
+from streamavg.selection import select, select_reference
 from streamavg.streaming import stream
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def merge(
     """Averages checkpoints and writes the result as one checkpoint.
 
     Args:
-        paths: two or more checkpoint files of one model.
+        paths: two or more checkpoint files of one model; `last` and `best` pick among them.
         output: where to write; its suffix picks the format. By default `averaged` with the
             suffix that fits the inputs, in the current folder.
         on_plan: called with the plan before any values are averaged.
@@ -98,15 +98,14 @@ def planned(
     paths: Iterable[StrPath], output: StrPath | None, settings: Settings
 ) -> Iterator[MergePlan]:
     """Opens and matches the checkpoints and plans their merge; closes them at the end."""
-    selected = select_paths(paths)
-    coefficients = coefficients_for(len(selected), settings.weights, normalize=settings.normalize)
-    with open_checkpoint(select_reference(selected, settings.reference)) as reference:
-        checkpoints = (open_checkpoint(path, reference) for path in selected)
+    selection = select(paths, settings)
+    with open_checkpoint(select_reference(selection.paths, settings.reference)) as reference:
+        checkpoints = (open_checkpoint(path, reference) for path in selection.paths)
         matched = match(
             reference, checkpoints, by=settings.match, preprocessing=settings.preprocessing
         )
         try:
             target = None if output is None else Path(output)
-            yield make_plan(matched, coefficients, target, METHODS["mean"], settings)
+            yield make_plan(matched, selection, target, METHODS[settings.method], settings)
         finally:
             matched.close()

@@ -9,8 +9,12 @@ from streamavg.errors import OptionError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    StrPath = str | os.PathLike[str]
+
+MethodName = Literal["mean", "ema"]
+Order = Literal["auto", "given", "natural", "mtime"]
 OutputDtype = Literal["keep", "float16", "bfloat16", "float32", "float64"]
 OptimizerPolicy = Literal["drop", "reference"]
 NonFloatPolicy = Literal["reference", "last", "equal"]
@@ -19,6 +23,8 @@ MatchBy = Literal["name", "order"]
 AccessOption = Literal["auto", "buffered", "direct"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "method": get_args(MethodName),
+    "order": get_args(Order),
     "dtype": get_args(OutputDtype),
     "optimizer": get_args(OptimizerPolicy),
     "non_float": get_args(NonFloatPolicy),
@@ -31,10 +37,34 @@ CHOICES: dict[str, tuple[str, ...]] = {
 class MergeOptions(TypedDict, total=False):
     """Options of `merge` and `plan`; all may be left out."""
 
-    weights: Sequence[float] | None
-    """One per checkpoint, as in `numpy.average`; uniform without."""
+    method: MethodName
+    """The "mean" (default), or "ema", the exponential moving average, oldest checkpoint first."""
+    order: Order
+    """In which the checkpoints are merged: as "given", in the "natural" order of their names
+    (ckpt-2 before ckpt-10), or by modification time, "mtime". The default, "auto", is natural with
+    `last`, `best` and `method="ema"`, where it decides something, and as given otherwise."""
+    last: int | None
+    """Merge only the last so many checkpoints in that order."""
+    best: int | None
+    """Merge only the so many checkpoints with the best scores."""
+    scores: StrPath | Mapping[StrPath, float] | None
+    """Where scores are: a CSV as Keras' CSVLogger writes it, a JSON or CSV file of paths and
+    scores, such a mapping, or "filename" if the names of the checkpoints hold them."""
+    metric: str | None
+    """Which of several metrics in `scores`; `val_loss` by default, if it is there."""
+    maximize: bool
+    """More of the metric is better. By default its name tells."""
+    minimize: bool
+    """Less of the metric is better. By default its name tells."""
+    weights: Sequence[float] | Mapping[StrPath, float] | StrPath | None
+    """One per checkpoint, as in `numpy.average`; uniform without. A mapping of paths to numbers, or
+    a JSON or CSV file of them, finds its checkpoints in any order."""
     normalize: bool
     """Divide the weights by their sum instead of requiring that they sum to 1."""
+    softmax: float | None
+    """Weight by exp(score / softmax): a temperature, in the unit of the scores."""
+    decay: float | None
+    """Of `method="ema"`: how much of the average is kept at each checkpoint."""
     dtype: OutputDtype
     """Of averaged values in the output; "keep" by default."""
     optimizer: OptimizerPolicy
@@ -69,8 +99,18 @@ class MergeOptions(TypedDict, total=False):
 class Settings:
     """`MergeOptions` with all defaults filled in and all choices checked."""
 
-    weights: Sequence[float] | None = None
+    method: MethodName = "mean"
+    order: Order = "auto"
+    last: int | None = None
+    best: int | None = None
+    scores: StrPath | Mapping[StrPath, float] | None = None
+    metric: str | None = None
+    maximize: bool = False
+    minimize: bool = False
+    weights: Sequence[float] | Mapping[StrPath, float] | StrPath | None = None
     normalize: bool = False
+    softmax: float | None = None
+    decay: float | None = None
     dtype: OutputDtype = "keep"
     optimizer: OptimizerPolicy = "drop"
     non_float: NonFloatPolicy = "reference"

@@ -50,11 +50,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamavg.checkpoint import Checkpoint
+    from streamavg.coefficients import Coefficients
     from streamavg.formats import Format
     from streamavg.matching import Source
     from streamavg.methods import Method
     from streamavg.options import Settings
-    from streamavg.selection import Coefficients
+    from streamavg.selection import Selection
 
 DEFAULT_MEMORY_LIMIT = 256 * 1024**2
 GROUP_SHARE = 0.75
@@ -138,7 +139,7 @@ class MergePlan:
     access: Access
     method: Method
     matched: MatchedCheckpoints
-    coefficients: Coefficients
+    selection: Selection
     accumulation_order: tuple[int, ...]
     """Indices of the checkpoints in the order in which they are summed: see `summing_order`."""
     variables: tuple[PlannedVariable, ...]
@@ -147,6 +148,11 @@ class MergePlan:
     allow_non_finite: bool
     free_disk_bytes: int
     notes: tuple[str, ...]
+
+    @property
+    def coefficients(self) -> Coefficients:
+        """One per checkpoint, in merge order."""
+        return self.selection.coefficients
 
     @property
     def reference(self) -> Checkpoint:
@@ -200,7 +206,7 @@ class MergePlan:
 
 def make_plan(
     matched: MatchedCheckpoints,
-    coefficients: Coefficients,
+    selection: Selection,
     output: Path | None,
     method: Method,
     settings: Settings,
@@ -209,7 +215,7 @@ def make_plan(
 
     Args:
         matched: the checkpoints.
-        coefficients: one per checkpoint.
+        selection: where they and their coefficients come from.
         output: where to write; None for `averaged` with the suffix that fits, here.
         method: how values are combined.
         settings: the user's choices.
@@ -230,6 +236,7 @@ def make_plan(
     policy = _Policy(matched, settings)
     variables = tuple(policy.decide(variable) for variable in reference.variables)
     notes = [
+        *selection.notes,
         *matched.notes,
         *reference.notes,
         *_losses(reference, variables, written_as),
@@ -244,8 +251,8 @@ def make_plan(
         access=access,
         method=method,
         matched=matched,
-        coefficients=coefficients,
-        accumulation_order=summing_order(matched, coefficients, variables),
+        selection=selection,
+        accumulation_order=summing_order(matched, selection.coefficients, variables),
         variables=variables,
         memory=_plan_memory(variables, matched, method, access, settings),
         allow_non_finite=settings.allow_non_finite,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from streamavg.planning import MergePlan
+    from streamavg.selection import Rules
 
 SCHEMA_VERSION = 1
 
@@ -36,6 +37,8 @@ class InputRecord:
     file_bytes: int
     coefficient: float
     """What its values were multiplied with; all coefficients sum to 1."""
+    score: float | None
+    """Where checkpoints were picked or weighted by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,8 @@ class MergeRecord:
     output_has_config: bool
     """Whether the output is a whole model, not the weights alone."""
     reference: str
+    selection: Rules
+    """How many checkpoints were given, which rule took which of them, and those left out."""
     inputs: tuple[InputRecord, ...]
     variables: tuple[VariableRecord, ...]
     averaged: int
@@ -132,11 +137,19 @@ def record_of(
         output_format=plan.output_format,
         output_has_config=plan.output_has_config,
         reference=str(plan.reference.path),
+        selection=plan.selection.rules,
         inputs=tuple(
             InputRecord(
-                str(source.path), source.format, source.producer, source.identity.size, coefficient
+                str(source.path),
+                source.format,
+                source.producer,
+                source.identity.size,
+                coefficient,
+                score,
             )
-            for source, coefficient in zip(sources, plan.coefficients.values, strict=True)
+            for source, coefficient, score in zip(
+                sources, plan.coefficients.values, plan.selection.scores, strict=True
+            )
         ),
         variables=_variable_records(plan),
         averaged=plan.count(Action.AVERAGE),

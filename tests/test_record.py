@@ -9,7 +9,7 @@ import pytest
 import streamavg
 from streamavg import merge, plan
 from streamavg.record import SCHEMA_VERSION
-from tests.builders import BFLOAT16, DIGITS, LAYOUTS, write_weights
+from tests.builders import BFLOAT16, DIGITS, LAYOUTS, LOGGED, write_weights
 
 PAIR = [DIGITS / "epoch-19.keras", DIGITS / "epoch-20.keras"]
 KEYS = {
@@ -17,9 +17,13 @@ KEYS = {
     "schema_version", "streamavg_version", "method", "output", "output_format",
     "output_has_config", "reference", "inputs", "variables", "averaged", "carried", "dropped",
     "bytes_read", "bytes_written", "dropped_bytes", "slab_elements", "threads", "free_disk_bytes",
-    "memory", "seconds", "notes",
+    "memory", "seconds", "notes", "selection",
 }  # fmt: skip
-INPUT_KEYS = {"path", "format", "producer", "file_bytes", "coefficient"}
+INPUT_KEYS = {"path", "format", "producer", "file_bytes", "coefficient", "score"}
+SELECTION_KEYS = {
+    "given", "order", "picked", "left_out", "coefficients", "softmax", "decay", "metric",
+    "maximize", "scores_from",
+}  # fmt: skip
 VARIABLE_KEYS = {
     "path", "shape", "dtype", "role", "action", "reason", "output_dtype", "carried_from",
 }  # fmt: skip
@@ -51,6 +55,7 @@ class TestTheSchema:
         assert all(set(entry) >= INPUT_KEYS for entry in document["inputs"])
         assert all(set(entry) >= VARIABLE_KEYS for entry in document["variables"])
         assert set(document["memory"]) >= MEMORY_KEYS
+        assert set(document["selection"]) >= SELECTION_KEYS
 
     def test_is_the_same_for_a_plan(self, tmp_path, document):
         planned = json.loads(plan(PAIR, tmp_path / "out.keras").to_json())
@@ -63,6 +68,7 @@ class TestTheSchema:
         assert set(document["inputs"][0]) == INPUT_KEYS
         assert set(document["variables"][0]) == VARIABLE_KEYS
         assert set(document["memory"]) == MEMORY_KEYS
+        assert set(document["selection"]) == SELECTION_KEYS
 
 
 class TestTheContents:
@@ -72,6 +78,30 @@ class TestTheContents:
         for entry, path in zip(document["inputs"], PAIR, strict=True):
             assert entry["file_bytes"] == path.stat().st_size
             assert (entry["format"], entry["producer"]) == ("keras-archive", "3.15.1")
+
+    def test_are_how_the_inputs_were_selected(self, document):
+        assert document["selection"] == {
+            "given": 2, "order": "given", "picked": "all", "left_out": [],
+            "coefficients": "weights", "softmax": None, "decay": None,
+            "metric": None, "maximize": None, "scores_from": None,
+        }  # fmt: skip
+        assert [entry["score"] for entry in document["inputs"]] == [None, None]
+
+    def test_are_the_scores_of_all_and_who_was_left_out(self, tmp_path):
+        paths = sorted(LOGGED.glob("*.weights.h5"))
+        record = plan(paths, tmp_path / "x.weights.h5", best=4, scores=LOGGED / "history.csv")
+        document = json.loads(record.to_json())
+        assert [entry["score"] for entry in document["inputs"]] == [
+            0.32229530811309814, 0.29433873295783997, 0.30350905656814575, 0.272366464138031,
+        ]  # fmt: skip
+        selection = document["selection"]
+        left_out = {"path": str(LOGGED / "ckpt-8-0.3815.weights.h5"), "score": 0.38149920105934143}
+        assert selection["left_out"] == [left_out]
+        assert (selection["given"], selection["picked"], selection["order"]) == (
+            5, "best", "natural",
+        )  # fmt: skip
+        assert (selection["metric"], selection["maximize"]) == ("val_loss", False)
+        assert selection["scores_from"] == str(LOGGED / "history.csv")
 
     def test_are_every_variable_of_the_reference(self, document):
         counts = [document[name] for name in ("averaged", "carried", "dropped")]

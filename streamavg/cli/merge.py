@@ -16,20 +16,27 @@ from streamavg.options import CHOICES, MergeOptions
 from streamavg.units import format_size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from streamavg.record import MergeRecord
+    from streamavg.selection import Rules
 
 _SHOWN_INPUTS = 12
 
 
 def _parse_weights(
     context: click.Context, parameter: click.Parameter, text: str | None
-) -> list[float] | None:
+) -> list[float] | Path | None:
     if text is None:
         return None
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of numbers like 0.5,0.3,0.2.") from None
+        if Path(text).exists():
+            return Path(text)
+        raise click.BadParameter(
+            f"{text!r} is neither a list of numbers like 0.5,0.3,0.2 nor a file."
+        ) from None
 
 
 def _choice(name: str) -> click.Choice[str]:
@@ -40,9 +47,33 @@ def _choice(name: str) -> click.Choice[str]:
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
 @click.option("-o", "--output", help="Where to write; the suffix picks the format. "
               "[default: averaged + the inputs' suffix]")  # fmt: skip
-@click.option("--weights", callback=_parse_weights, metavar="W,W,...",
-              help="One weight per checkpoint; they sum to 1.")  # fmt: skip
+@click.option("--last", type=int, metavar="K", help="Merge only the last K checkpoints, in the "
+              "natural order of their names unless --order says otherwise.")  # fmt: skip
+@click.option("--best", type=int, metavar="K",
+              help="Merge only the K checkpoints with the best --scores.")  # fmt: skip
+@click.option("--order", type=_choice("order"), default="auto", show_default=True,
+              help="In which checkpoints are merged: as given, natural (ckpt-2 before ckpt-10), or "
+              "by modification time. auto is natural with --last, --best and --method ema, and "
+              "given otherwise.")  # fmt: skip
+@click.option("--scores", metavar="FILE|filename", help="Where scores are: a CSV as Keras' "
+              "CSVLogger writes it, a JSON or CSV file of paths and scores, or the word filename "
+              "if the names of the checkpoints hold them.")  # fmt: skip
+@click.option("--metric", metavar="NAME", help="Which of several metrics in --scores. "
+              "By default val_loss, if it is there.")  # fmt: skip
+@click.option("--maximize", is_flag=True, help="More is better. By default the metric's name "
+              "tells.")  # fmt: skip
+@click.option("--minimize", is_flag=True, help="Less is better. By default the metric's name "
+              "tells.")  # fmt: skip
+@click.option("--weights", callback=_parse_weights, metavar="W,W,...|FILE",
+              help="One weight per checkpoint, as listed; or a JSON or CSV file of paths and "
+              "weights. They sum to 1.")  # fmt: skip
 @click.option("--normalize", is_flag=True, help="Divide the weights by their sum.")
+@click.option("--softmax", type=float, metavar="T", help="Weight by exp(score / T), or "
+              "exp(-score / T) where less is better.")  # fmt: skip
+@click.option("--method", type=_choice("method"), default="mean", show_default=True,
+              help="The mean, or the exponential moving average, oldest first.")  # fmt: skip
+@click.option("--decay", type=float, metavar="D", help="Of --method ema: how much of the average "
+              "is kept at each checkpoint, such as 0.9.")  # fmt: skip
 @click.option("--memory-limit", metavar="SIZE", help="Most memory the whole process may take, "
               "such as 64MiB. [default: 256MiB]")  # fmt: skip
 @click.option("--threads", type=int, metavar="N", help="Threads that read, average and write; by "
@@ -85,7 +116,8 @@ def command(
     """Average CHECKPOINTs (.keras, .weights.h5 or legacy .h5) into one file.
 
     streamavg merge ckpts/*.h5 writes averaged.h5 here. Inputs are never changed, and the output
-    appears whole or not at all.
+    appears whole or not at all. --dry-run shows which checkpoints would be merged, in which order
+    and with which coefficients.
     """
     from streamavg.merging import merge, plan
 
@@ -148,7 +180,7 @@ def _summary(record: MergeRecord) -> str:
     memory, seconds = record.memory, record.seconds or 0.0
     measured = memory.measured or 0
     parts = [
-        f"Averaged {len(record.inputs)} checkpoints into {record.output}: "
+        f"Averaged {_inputs(record)} into {record.output}: "
         f"{_count(record.averaged, 'variable')} averaged, {record.carried} carried over from "
         f"{_origin(record)}",
         f"{format_size(record.bytes_read)} read and {format_size(record.bytes_written)} written "
@@ -181,20 +213,69 @@ def _next_command(record: MergeRecord) -> str:
     return f"python -c {quoted}, then evaluate it."
 
 
+def _inputs(record: MergeRecord) -> str:
+    """Such as "3 checkpoints", or "the best 3 of 5 checkpoints"."""
+    count, rules = len(record.inputs), record.selection
+    if rules.picked == "all":
+        return f"{count} checkpoints"
+    return f"the {rules.picked} {count} of {rules.given} checkpoints"
+
+
+def _input_lines(record: MergeRecord) -> list[str]:
+    """Checkpoints with coefficient and score; all of them, unless they are just those given."""
+    rules = record.selection
+    as_given = (rules.picked, rules.order, rules.coefficients) == ("all", "given", "uniform")
+    shown = record.inputs[:_SHOWN_INPUTS] if as_given else record.inputs
+    lines = []
+    for input_ in shown:
+        score = "" if input_.score is None else f"  {rules.metric or 'score'} {input_.score:g}"
+        mark = "  (reference)" if input_.path == record.reference else ""
+        size = format_size(input_.file_bytes)
+        lines.append(f"  {input_.coefficient:.6f}{score}  {input_.path}  {size}{mark}")
+    return lines + _more(record.inputs, len(shown))
+
+
+def _more(entries: Sequence[object], shown: int) -> list[str]:
+    hidden = len(entries) - shown
+    return [f"  ... and {hidden} more"] if hidden > 0 else []
+
+
+def _selection_lines(rules: Rules, count: int) -> list[str]:
+    which = "all" if rules.picked == "all" else f"the {rules.picked} {count} of"
+    order = {
+        "given": "in the order given",
+        "natural": "in natural order",
+        "mtime": "by modification time, oldest first",
+    }[rules.order]
+    lines = [
+        f"selected {which} {rules.given} given, {order}; coefficients: {_coefficients(rules)}",
+    ]
+    if rules.scores_from is not None:
+        better = "more" if rules.maximize else "less"
+        metric = rules.metric or "without a name"
+        lines.append(f"scores   {metric}, from {rules.scores_from}; {better} is better")
+    if rules.left_out:
+        lines.append(f"not taken: {_count(len(rules.left_out), 'checkpoint')}")
+        for entry in rules.left_out[:_SHOWN_INPUTS]:
+            score = "" if entry.score is None else f"{rules.metric or 'score'} {entry.score:g}  "
+            lines.append(f"  {score}{entry.path}")
+    return lines + _more(rules.left_out, _SHOWN_INPUTS)
+
+
+def _coefficients(rules: Rules) -> str:
+    if rules.softmax is not None:
+        return f"softmax of the scores, temperature {rules.softmax:g}"
+    if rules.decay is not None:
+        return f"moving average, decay {rules.decay:g}"
+    return "uniform" if rules.coefficients == "uniform" else "from --weights"
+
+
 def _plan_lines(record: MergeRecord) -> list[str]:
     memory = record.memory
     lines = [
-        f"Would average {len(record.inputs)} checkpoints into {record.output} "
-        f"({record.output_format}):",
-    ]
-    for input_ in record.inputs[:_SHOWN_INPUTS]:
-        mark = "  (reference)" if input_.path == record.reference else ""
-        lines.append(
-            f"  {input_.coefficient:.6f}  {input_.path}  {format_size(input_.file_bytes)}{mark}"
-        )
-    if len(record.inputs) > _SHOWN_INPUTS:
-        lines.append(f"  ... and {len(record.inputs) - _SHOWN_INPUTS} more")
-    lines += [
+        f"Would average {_inputs(record)} into {record.output} ({record.output_format}):",
+        *_input_lines(record),
+        *_selection_lines(record.selection, len(record.inputs)),
         f"memory   {format_size(memory.projected)} projected of {format_size(memory.limit)} "
         f"allowed ({memory.limit_origin}); {format_size(memory.reserved)} reserved; slabs of "
         f"{record.slab_elements:,} elements, {_count(record.threads, 'thread')}, "

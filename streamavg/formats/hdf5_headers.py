@@ -10,7 +10,6 @@ Source: HDF5 File Format Specification version 3.0, and the Keras formats in doc
 from __future__ import annotations
 
 import math
-import re
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ import numpy as np
 
 from streamavg.dtypes import bfloat16
 from streamavg.errors import CorruptFileError, UnsafeFileError, UnsupportedFeatureError
+from streamavg.natural_order import natural_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,6 @@ _KNOWN_FILTERS = {
 }
 _BFLOAT16_FIELDS = (15, 7, 8, 0, 7)
 """Sign, exponent and mantissa positions and widths of a bfloat16 stored as HDF5 float."""
-_DIGITS = re.compile(r"([0-9]+)")
 THROUGH_LIBRARY = -1
 """Offset of values that only the HDF5 library can read."""
 
@@ -119,15 +118,6 @@ def _walk_group(
             yield from _walk_group(child, f"{prefix}{name}/", describer, guard)
         elif isinstance(child, h5py.h5d.DatasetID):
             yield describer.describe(child, prefix + name)
-
-
-def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sorts numbers inside names by value: "2" < "10", "dense" < "dense_2" < "dense_10"."""
-    return tuple(
-        (0, len(part.lstrip("0")), part.lstrip("0")) if _DIGITS.fullmatch(part) else (1, 0, part)
-        for part in _DIGITS.split(name)
-        if part
-    )
 
 
 def open_child(group: h5py.h5g.GroupID, name: str, prefix: str, path: Path) -> Any:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from streamavg.selection import Coefficients
+    from streamavg.coefficients import Coefficients
 
 
 class Accumulator(Protocol):
@@ -65,4 +65,5 @@ class Method(Protocol):
         ...
 
 
-METHODS: dict[str, Method] = {method.name: method for method in (Mean(),)}
+METHODS: dict[str, Method] = {method.name: method for method in (Mean(), Mean("ema"))}
+"""An exponential moving average is a mean: only its coefficients are special."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from streamavg.selection import Coefficients
+    from streamavg.coefficients import Coefficients
 
     Doubles = NDArray[np.float64]
     _Pair = tuple[Doubles, Doubles]

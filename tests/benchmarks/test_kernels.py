@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from streamavg.methods import METHODS
-from streamavg.selection import coefficients_for
+from streamavg.coefficients import coefficients_for
 from tests.oracle import BFLOAT16, exact_mean, ulp
 
 SLAB = 65_536

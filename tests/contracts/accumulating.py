@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from streamavg.selection import coefficients_for
+from streamavg.coefficients import coefficients_for
 from tests.contracts.reading import bits
 from tests.oracle import BFLOAT16
 

@@ -6,7 +6,6 @@ import pytest
 
 import streamavg
 from streamavg.formats.hdf5 import boxes
-from streamavg.formats.hdf5_headers import natural_key
 from tests.checkpoint_files import add_unwritten, write_weights
 
 SHAPES = [(), (1,), (6,), (2, 3), (3, 1, 4), (2, 3, 2, 2), (1, 1, 5), (4, 1)]
@@ -28,16 +27,6 @@ def test_boxes_cover_every_run_of_elements_in_order_and_are_few(shape):
 
 def test_no_elements_need_no_box():
     assert list(boxes((3, 4), 5, 0)) == []
-
-
-def test_numbers_in_names_sort_by_value():
-    names = ["dense_10", "10", "dense", "2", "dense_2", "conv2d_1", "conv10d", "a"]
-    expected = ["2", "10", "a", "conv2d_1", "conv10d", "dense", "dense_2", "dense_10"]
-    assert sorted(names, key=natural_key) == expected
-
-
-def test_digits_of_other_scripts_are_letters():
-    assert natural_key("\u0663") == ((1, 0, "\u0663"),)
 
 
 @pytest.mark.parametrize("fill", [7.0, -0.5])

@@ -4,8 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from streamavg.coefficients import coefficients_for
 from streamavg.methods.mean import Mean, round_into
-from streamavg.selection import coefficients_for
 from tests.contracts.accumulating import DTYPES, AccumulatorContract, combine
 from tests.oracle import BFLOAT16, exact_mean, rounded, ulp
 
