@@ -346,8 +346,7 @@ class TestMemory:
             memory = plan(files, folder / "out.weights.h5").memory
             projected[np.dtype(dtype).name] = memory.projected - memory.reserved
         assert projected["float32"] < projected["float64"]
-        assert projected["float32"] < projected["float16"]  # widened to float32 first
-        assert projected["float16"] < projected["bfloat16"]  # and rounded in two steps
+        assert projected["float32"] < projected["float16"]  # by the room to widen them in
 
     def test_compressed_tiles_are_counted(self, tmp_path):
         projected = []
