@@ -373,3 +373,22 @@ class TestSignals:
         for path in tmp_path.iterdir():
             assert path.name.endswith(".partial")
             path.unlink()
+
+
+@pytest.mark.parametrize("option", [["--io", "direct"], ["--io", "buffered"], ["--no-fsync"]])
+def test_how_the_disk_is_used_does_not_change_the_output(tmp_path, option):
+    inputs = sorted(DIGITS.glob("*.keras"))
+    for name, options in (("one", []), ("two", option)):
+        done = run("merge", *inputs, "-o", tmp_path / f"{name}.keras", *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "one.keras").read_bytes() == (tmp_path / "two.keras").read_bytes()
+
+
+def test_the_plan_says_how_inputs_are_read(tmp_path):
+    done = run(
+        "merge", *sorted(DIGITS.glob("*.keras")), "--io", "direct", "--dry-run", cwd=tmp_path
+    )
+    assert ", direct reads" in done.stdout
+    done = run("merge", *sorted(DIGITS.glob("*.keras")), "--io", "mmap", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "auto" in done.stderr
