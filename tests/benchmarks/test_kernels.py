@@ -12,8 +12,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from streamavg.methods import METHODS
 from streamavg.coefficients import coefficients_for
+from streamavg.methods import METHODS
 from tests.oracle import BFLOAT16, exact_mean, ulp
 
 SLAB = 65_536
