@@ -398,9 +398,14 @@ def make_logged(collection: Collection, keras: ModuleType) -> None:
     by_epoch = sorted(folder.glob("ckpt-*"), key=lambda path: int(path.name.split("-")[1]))
     for path in by_epoch[:-LOGGED_KEPT]:
         path.unlink()
-    last = load(keras, by_epoch[-1], lambda: digits_network(keras, digits))
-    check_same(model, last, digits.test, by_epoch[-1])
-    for path in (*by_epoch[-LOGGED_KEPT:], folder / "history.csv"):
+    kept = by_epoch[-LOGGED_KEPT:]
+    for path in kept:
+        loaded = load(keras, path, lambda: digits_network(keras, digits))
+        loss = loaded.evaluate(*validation, verbose=0)[0]
+        if f"-{loss:.4f}." not in path.name:
+            raise RuntimeError(f"{path}: its loss is {loss}, not what its name says")
+    check_same(model, loaded, digits.test, path)
+    for path in (*kept, folder / "history.csv"):
         name = path.relative_to(collection.root).as_posix()
         collection.accept(name, f"{keras.__name__} {keras.__version__}, make_logged")
 

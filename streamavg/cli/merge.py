@@ -32,7 +32,7 @@ def _parse_weights(
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        if Path(text).exists():
+        if text and Path(text).exists():
             return Path(text)
         raise click.BadParameter(
             f"{text!r} is neither a list of numbers like 0.5,0.3,0.2 nor a file."

@@ -109,7 +109,8 @@ def select(paths: Iterable[StrPath], settings: Settings) -> Selection:
     candidates = _last(ordered, settings.last)
     scores = None if settings.scores is None else read_scores(candidates, given, settings)
     picked, ties = _best(candidates, scores, settings.best)
-    left_out = tuple(path for path in ordered if path not in set(picked))
+    taken = set(picked)
+    left_out = tuple(path for path in ordered if path not in taken)
     for path in left_out:
         _stat(path)
     coefficients, remarks = _coefficients(picked, given, scores, settings)
@@ -232,7 +233,7 @@ def _ordered(given: tuple[Path, ...], settings: Settings) -> tuple[Path, ...]:
     if order == "mtime":
         return _by_time(given)
     ordered = tuple(sorted(given, key=natural_path_key))
-    if settings.order == "auto" and settings.best is None:
+    if settings.order == "auto" and (settings.last is not None or settings.method == "ema"):
         _refuse_falling_epochs(ordered)
     return ordered
 

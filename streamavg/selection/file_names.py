@@ -59,6 +59,12 @@ class NamedNumber:
         return math.nan if self.text.count(".") > 1 else float(self.text)
 
     @property
+    def unit(self) -> float:
+        """What its last digit counts: 0.01 in 0.25, 1e-6 in 1.5e-05."""
+        digits, _, exponent = self.text.lower().partition("e")
+        return 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2]))
+
+    @property
     def is_whole(self) -> bool:
         """Whether it is written without a decimal point or an exponent."""
         return self.text.lstrip("-").isdigit()
@@ -133,6 +139,13 @@ def scores_in_names(paths: Sequence[Path], metric: str | None = None) -> NamedSc
         metric=metric if metric is not None else labels.pop(),
         values={path: number.value for path, number in found.items()},
     )
+
+
+def labelled_score(path: Path, metric: str) -> NamedNumber | None:
+    """The number in a name that is labelled with a metric, if there is just one."""
+    found = [number for number in numbers_in(path) if _follows(number.before, metric)]
+    is_clear = len(found) == 1 and math.isfinite(found[0].value) and not found[0].is_whole
+    return found[0] if is_clear else None
 
 
 def _score_in(numbers: list[NamedNumber], path: Path, metric: str | None) -> NamedNumber:

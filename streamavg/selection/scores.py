@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from streamavg.errors import OptionError
-from streamavg.selection.file_names import scores_in_names
+from streamavg.selection.file_names import labelled_score, scores_in_names
 from streamavg.selection.metrics import MONITORED, more_is_better
 from streamavg.selection.tables import listed, number_in, read_table, rows_of
 
@@ -60,6 +60,8 @@ def read_scores(paths: Sequence[Path], given: Sequence[Path], settings: Settings
     metric = table.columns[column] or settings.metric
     maximize = _maximizes(metric, settings)
     values, unused = _numbers(table, column, paths, given, metric)
+    if table.is_by_epoch and metric is not None:
+        _refuse_another_history(values, metric, table.source)
     return Scores(values, metric, maximize, table.source, unused_notes(table.source, unused))
 
 
@@ -86,6 +88,18 @@ def _numbers(
         for path in paths
     }
     return values, assigned.unused
+
+
+def _refuse_another_history(values: dict[Path, float], metric: str, source: str) -> None:
+    """Where names hold the metric too, both must say the same but for rounding."""
+    for path, score in values.items():
+        named = labelled_score(path, metric)
+        if named is not None and abs(named.value - score) > 0.51 * named.unit:
+            raise OptionError(
+                f"{path}: its name says {metric} {named.text}, but {source} has {score:g} for that "
+                "epoch. It may be the history of another run, or one whose epochs do not count "
+                "from 0; --scores filename takes what the names say."
+            )
 
 
 def unused_notes(source: str, unused: Sequence[str]) -> tuple[str, ...]:

@@ -93,6 +93,25 @@ class TestTheDirection:
             scores([Path("1-acc0.5.h5"), Path("2-acc0.6.h5")], scores="filename", minimize=True)
 
 
+class TestAHistory:
+    TEXT = "epoch,loss,val_loss\n0,0.9,0.751\n1,0.8,0.649\n2,0.7,0.55\n"
+
+    def test_agrees_with_names_that_hold_the_metric_too(self, table):
+        paths = [Path("epoch1-val_loss0.75.h5"), Path("epoch2-val_loss0.65.h5")]
+        assert list(scores(paths, scores=table(self.TEXT)).values.values()) == [0.751, 0.649]
+
+    @pytest.mark.parametrize("shift", [-1, 1], ids=["names from 0", "names from 2"])
+    def test_of_another_run_or_counted_otherwise_is_refused(self, table, shift):
+        paths = [Path(f"epoch{2 + shift}-val_loss0.65.h5"), Path("epoch2-val_loss0.65.h5")]
+        with pytest.raises(OptionError, match=r"its name says val_loss 0\.65, but .* has 0\.") as e:
+            scores(paths, scores=table(self.TEXT))
+        assert "--scores filename" in str(e.value)
+
+    def test_may_disagree_with_numbers_of_other_metrics(self, table):
+        paths = [Path("epoch1-acc0.1-0.5.h5"), Path("epoch2-acc0.2-0.6.h5")]
+        assert scores(paths, scores=table(self.TEXT)).metric == "val_loss"
+
+
 class TestMissing:
     def test_scores_are_named(self, history):
         with pytest.raises(OptionError, match=r"line 3, for epoch-2\.keras: val_loss is 'NA'"):

@@ -128,6 +128,8 @@ class TestOrder:
         names = folder("0.5-epoch1.h5", "0.4-epoch2.h5", "0.6-epoch3.h5")
         with pytest.raises(OptionError, match=r"0\.4-epoch2\.h5, of epoch 2, comes before 0\.5"):
             selected(names, last=2)
+        with pytest.raises(OptionError, match="comes before"):
+            selected(names, method="ema", decay=0.5)
         assert selected(names, last=2, order="given") == names[1:]
         assert selected(names, last=2, order="mtime") == names[1:]
         assert selected(names, last=2, order="natural") == ["0.5-epoch1.h5", "0.6-epoch3.h5"]

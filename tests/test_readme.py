@@ -1,0 +1,45 @@
+"""What the README shows is what the commands print."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tests.builders import ROOT, environment
+
+BLOCKS = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+EXAMPLES = [
+    example.split("\n", 1)
+    for block in BLOCKS
+    for example in re.split(r"^\$ ", block, flags=re.MULTILINE)
+    if example.startswith("streamavg ")
+]
+MEASURED = (r"\d+(\.\d+)? s\b", r"peak memory \d+(\.\d+)? MiB")
+"""Other numbers each time."""
+
+
+def normal(text):
+    """Without what is measured, and with every line break a space."""
+    for pattern in MEASURED:
+        text = re.sub(pattern, "<measured>", text)
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"), EXAMPLES, ids=[example[0].replace("/", "|") for example in EXAMPLES]
+)
+def test_an_example_prints_what_is_shown(tmp_path, line, shown):
+    (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
+    program = f"{shlex.quote(sys.executable)} -m streamavg"
+    done = subprocess.run(
+        line.replace("streamavg", program, 1), shell=True, cwd=tmp_path, env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    parts = [re.escape(part) for part in normal(shown).split("...")]
+    assert re.fullmatch(".*".join(parts), normal(done.stdout)), done.stdout
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) > 4
