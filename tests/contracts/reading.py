@@ -138,3 +138,26 @@ class CheckpointContract:
         for pair in (paths, paths[::-1]):
             with pytest.raises(streamavg.IncompatibleCheckpointsError):
                 streamavg.merge(pair, tmp_path / f"out{self.suffix}")
+
+    def test_another_with_the_same_headers_is_described_like_the_known_one(self, written, storage):
+        path, _ = written
+        twin = path.with_name(f"twin{self.suffix}")
+        zeros = {name: np.zeros_like(values) for name, values in ARRAYS.items()}
+        names = self.write(twin, zeros, storage)
+        with streamavg.open_checkpoint(path) as known, streamavg.open_checkpoint(twin) as alone:
+            described = streamavg.open_checkpoint(twin, known)
+            assert described.path == twin
+            for field in ("variables", "layers", "config", "producer", "notes", "identity"):
+                assert getattr(described, field) == getattr(alone, field), field
+            for name, values in zeros.items():
+                assert bits(described.read(names[name])) == bits(np.asarray(values))
+            described.values.close()
+
+    def test_another_with_other_headers_is_described_as_it_is(self, written, storage):
+        path, _ = written
+        other = path.with_name(f"other{self.suffix}")
+        self.write(other, {"kernel": np.ones((2, 3), np.float32)}, storage)
+        with streamavg.open_checkpoint(path) as known, streamavg.open_checkpoint(other) as alone:
+            described = streamavg.open_checkpoint(other, known)
+            assert described.variables == alone.variables
+            described.values.close()
