@@ -16,8 +16,9 @@ wrote, and prints tables. Modes:
     accuracy  errors in ULP against rational arithmetic
     all       everything, with a profile
 
-Full sizes need 50 GB on the disk and 16 GB of memory (the article's way takes 10). A second person
-at the machine spoils the numbers. The package `benchmarks` beside this file has the parts.
+Full sizes need 25 GB on the disk, 20 GB of memory (the article's way takes 10, and the inputs are
+to stay in the page cache) and about 20 minutes a repeat. Whatever else runs on the machine spoils
+the numbers. The package `benchmarks` beside this file has the parts.
 """
 
 from __future__ import annotations
@@ -52,9 +53,16 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--mode", nargs="+", choices=[*MODES, "all"], default=["warm"], help="default: warm"
+        "--mode",
+        nargs="+",
+        choices=[*MODES, "all"],
+        default=["warm"],
+        metavar="MODE",
+        help="one or several of those above; default: warm",
     )
-    parser.add_argument("--quick", action="store_true", help="small inputs: under a minute")
+    parser.add_argument(
+        "--quick", action="store_true", help="small inputs: under a minute (warm, without mergekit)"
+    )
     parser.add_argument("--checkpoints", type=int, help="default: 8")
     parser.add_argument("--megabytes", type=float, help="of each checkpoint; default: 815")
     parser.add_argument("--rounds", type=int, help="that count; default: 5")
@@ -72,7 +80,12 @@ def parse_arguments() -> argparse.Namespace:
         "--mergekit-python", metavar="PYTHON", help="an interpreter that has mergekit"
     )
     parser.add_argument(
-        "--without", nargs="+", choices=["article", "mergekit"], default=[], help="peers to skip"
+        "--without",
+        nargs="+",
+        choices=["article", "mergekit"],
+        default=[],
+        metavar="PEER",
+        help="peers to skip: article, mergekit",
     )
     parser.add_argument("--folder", type=Path, help="where the temporary folder goes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every measurement")
@@ -92,13 +105,18 @@ def main() -> None:
     """Measures, prints tables, and writes JSON and the page if asked to."""
     options = parse_arguments()
     if options.earlier:
-        report = Report.load(options.earlier)
+        try:
+            report = Report.load(options.earlier)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            sys.exit(f"error: these are not measurements that --json wrote: {error}")
     else:
         report = Report()
         try:
             measure(options, report)
         except (CommandFailedError, OutputsDifferError) as error:
             sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            sys.exit("error: interrupted")
         finally:  # what was measured so far is not lost
             if options.json:
                 report.save(options.json)

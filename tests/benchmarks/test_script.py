@@ -59,15 +59,27 @@ def test_a_page_can_be_written_of_earlier_measurements(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_everything_is_measured_and_becomes_a_page(tmp_path):
+def test_what_is_measured_becomes_a_page_with_a_picture(tmp_path):
+    modes = ["cold", "cgroup", "median", "growth", "accuracy"]
     benchmark(
-        tmp_path, *TINY, "--mode", "all", "--cold-by", "fadvise", "--without", "article",
+        tmp_path, *TINY, "--mode", *modes, "--profile", "--cold-by", "fadvise",
         "--json", "report.json", "--page", "page.md",
     )  # fmt: skip
     text = (tmp_path / "page.md").read_text()
-    for heading in ("Machine and versions", "What is promised", "Warm page cache", "Growth",
-                    "Cold page cache", "Accuracy", "Where the remaining time goes"):  # fmt: skip
+    for heading in ("Machine and versions", "What is promised", "Cold page cache", "Growth",
+                    "Accuracy", "Where the remaining time goes"):  # fmt: skip
         assert f"\n## {heading}" in text
     assert "(page.png)" in text
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
     assert "missed" not in text.partition("## Accuracy")[2].partition("## ")[0]
+
+
+def test_a_file_that_holds_no_measurements_is_refused(tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    for name in ("report.json", "no-such-file.json"):
+        done = subprocess.run(
+            [sys.executable, ROOT / "scripts" / "benchmark.py", "--from", name],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: these are not measurements that --json wrote")
