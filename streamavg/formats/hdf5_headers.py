@@ -1,4 +1,4 @@
-"""The headers of HDF5 files, read without trust.
+"""The headers of any HDF5 file, read through the HDF5 library, without trust.
 
 What reaches outside the file or promises more than it stores is refused by name: external and
 soft links, external storage, virtual datasets, unknown filters, shapes far beyond the stored
@@ -10,9 +10,7 @@ Source: HDF5 File Format Specification version 3.0, and the Keras formats in doc
 from __future__ import annotations
 
 import math
-import re
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -20,13 +18,12 @@ import numpy as np
 
 from streamavg.dtypes import bfloat16
 from streamavg.errors import CorruptFileError, UnsafeFileError, UnsupportedFeatureError
+from streamavg.formats.datasets import DEEPEST_GROUP, THROUGH_LIBRARY, Dataset, natural_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-DEEPEST_GROUP = 64
-"""Nested models go a few levels deep; HDF5 itself allows cycles."""
 INFLATION_FLOOR = 16 * 1024**2
 LARGEST_INFLATION = 1000
 """A dataset above the floor may declare at most this many times the bytes that it stores."""
@@ -38,31 +35,6 @@ _KNOWN_FILTERS = {
 }
 _BFLOAT16_FIELDS = (15, 7, 8, 0, 7)
 """Sign, exponent and mantissa positions and widths of a bfloat16 stored as HDF5 float."""
-_DIGITS = re.compile(r"([0-9]+)")
-THROUGH_LIBRARY = -1
-"""Offset of values that only the HDF5 library can read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """What the header of one dataset says."""
-
-    path: str
-    """Within the HDF5 file, without a leading slash."""
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    """In native byte order; bfloat16 where that is what the bytes are; object for strings."""
-    offset: int
-    """First byte of the values within the HDF5 file; -1 if only the library can read them."""
-    tile_bytes: int
-    """Bytes of one chunk that must be decoded whole; 0 if none."""
-    address: int | None
-    """Identifies the stored object if several paths may lead to it, else None."""
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the values in bytes; for strings of variable length, of their references."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def walk(group: h5py.Group, describer: Describer, prefix: str = "") -> Iterator[Dataset]:
@@ -119,15 +91,6 @@ def _walk_group(
             yield from _walk_group(child, f"{prefix}{name}/", describer, guard)
         elif isinstance(child, h5py.h5d.DatasetID):
             yield describer.describe(child, prefix + name)
-
-
-def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sorts numbers inside names by value: "2" < "10", "dense" < "dense_2" < "dense_10"."""
-    return tuple(
-        (0, len(part.lstrip("0")), part.lstrip("0")) if _DIGITS.fullmatch(part) else (1, 0, part)
-        for part in _DIGITS.split(name)
-        if part
-    )
 
 
 def open_child(group: h5py.h5g.GroupID, name: str, prefix: str, path: Path) -> Any:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import streamavg
+from streamavg.formats.datasets import natural_key
 from streamavg.formats.hdf5 import boxes
-from streamavg.formats.hdf5_headers import natural_key
 from tests.checkpoint_files import add_unwritten, write_weights
 
 SHAPES = [(), (1,), (6,), (2, 3), (3, 1, 4), (2, 3, 2, 2), (1, 1, 5), (4, 1)]
