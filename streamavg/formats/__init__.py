@@ -136,14 +136,23 @@ def _recognise(file: RandomAccessFile, head: bytes) -> Format:
             f"is no Keras checkpoint: it starts with {head[:8]!r}. "
             "Known: .keras archives, .weights.h5 and legacy .h5 files.",
         )
-    with hdf5.Hdf5File(file).opened() as opened:
-        for layout in (keras_legacy, keras_weights):
-            if layout.recognises(opened):
-                return _BY_NAME[layout.NAME]
+    name = _layout_of(hdf5.Hdf5File(file))
+    if name is not None:
+        return _BY_NAME[name]
     raise UnknownFormatError(
         file.path,
         "is an HDF5 file, but no Keras checkpoint: it has neither layer names nor 'vars'.",
     )
+
+
+def _layout_of(file: hdf5.Hdf5File) -> str | None:
+    """Name of the layout that an HDF5 file has, if it is one of Keras'. Raises: FormatError."""
+    layouts = (keras_legacy, keras_weights)
+    outline = file.plain_outline()
+    if outline is not None:
+        return next((each.NAME for each in layouts if each.recognises_outline(outline)), None)
+    with file.opened() as opened:
+        return next((each.NAME for each in layouts if each.recognises(opened)), None)
 
 
 def _head(path: Path) -> bytes:

@@ -1,10 +1,10 @@
 """The values of HDF5 files as Keras writes them, read by offset.
 
-The headers are read with the HDF5 library; the values of a plain dataset are then read by offset
-from the file itself. "Plain" means: contiguous, unfiltered, in this machine's byte order, of a type
-whose bytes are its values, completely stored and inside the file. All other datasets (chunked,
-compressed, big-endian, never written) are read by the library, which is slower and holds one
-global lock.
+The headers are read by `plain_headers`, or by the HDF5 library where that declines. The values of a
+plain dataset are then read by offset from the file itself: contiguous, unfiltered, in this
+machine's byte order, of a type whose bytes are its values, completely stored and inside the file.
+All other datasets (chunked, compressed, big-endian, never written) are read by the library, which
+is slower and holds one global lock.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ import numpy as np
 from streamavg.checkpoint import ABSENT
 from streamavg.errors import CorruptFileError
 from streamavg.formats.crc32 import gaps
+from streamavg.formats.datasets import THROUGH_LIBRARY, Dataset
 from streamavg.formats.files import OPEN_HDF5_FILES, RandomAccessFile, RecentlyOpened
-from streamavg.formats.hdf5_headers import THROUGH_LIBRARY, Dataset, Describer
+from streamavg.formats.hdf5_headers import Describer
+from streamavg.formats.plain_headers import Headers, Outline, read_headers, read_outline
 from streamavg.page_buffer import STRETCH_BYTES
 
 if TYPE_CHECKING:
@@ -91,8 +93,33 @@ class Hdf5File:
         self.check = check
         self._last: tuple[str, h5py.h5d.DatasetID] | None = None
 
+    def read(self, offset: int, size: int) -> bytes:
+        """The `size` bytes from `offset` on. Raises: as `RandomAccessFile.read`."""
+        return self.file.read(self.start + offset, size)
+
+    def plain_headers(self) -> Headers | None:
+        """What the headers say, read without the library; None if only that can read them.
+
+        Raises:
+            CorruptFileError: the file ends too early, or another process is writing it.
+            ChangedFileError: the file is not the one that was opened first.
+        """
+        self._require_steady()
+        return read_headers(self.read, self.size)
+
+    def plain_outline(self) -> Outline | None:
+        """The first two levels of groups. Result and errors: as `plain_headers`."""
+        self._require_steady()
+        return read_outline(self.read, self.size)
+
+    def _require_steady(self) -> None:
+        """What the library would notice when it opens the file."""
+        if self.whole:
+            self.file.require_not_being_written()
+        self.file.require_same()
+
     def describer(self) -> Describer:
-        """What reads the headers of its datasets."""
+        """What reads the headers of its datasets through the library."""
         return Describer(self.path, self.size)
 
     @contextmanager

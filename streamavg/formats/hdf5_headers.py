@@ -1,4 +1,4 @@
-"""The headers of HDF5 files, read without trust.
+"""The headers of any HDF5 file, read through the HDF5 library, without trust.
 
 What reaches outside the file or promises more than it stores is refused by name: external and
 soft links, external storage, virtual datasets, unknown filters, shapes far beyond the stored
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -19,14 +18,13 @@ import numpy as np
 
 from streamavg.dtypes import bfloat16
 from streamavg.errors import CorruptFileError, UnsafeFileError, UnsupportedFeatureError
+from streamavg.formats.datasets import DEEPEST_GROUP, THROUGH_LIBRARY, Dataset
 from streamavg.natural_order import natural_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-DEEPEST_GROUP = 64
-"""Nested models go a few levels deep; HDF5 itself allows cycles."""
 INFLATION_FLOOR = 16 * 1024**2
 LARGEST_INFLATION = 1000
 """A dataset above the floor may declare at most this many times the bytes that it stores."""
@@ -38,30 +36,6 @@ _KNOWN_FILTERS = {
 }
 _BFLOAT16_FIELDS = (15, 7, 8, 0, 7)
 """Sign, exponent and mantissa positions and widths of a bfloat16 stored as HDF5 float."""
-THROUGH_LIBRARY = -1
-"""Offset of values that only the HDF5 library can read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """What the header of one dataset says."""
-
-    path: str
-    """Within the HDF5 file, without a leading slash."""
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    """In native byte order; bfloat16 where that is what the bytes are; object for strings."""
-    offset: int
-    """First byte of the values within the HDF5 file; -1 if only the library can read them."""
-    tile_bytes: int
-    """Bytes of one chunk that must be decoded whole; 0 if none."""
-    address: int | None
-    """Identifies the stored object if several paths may lead to it, else None."""
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the values in bytes; for strings of variable length, of their references."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def walk(group: h5py.Group, describer: Describer, prefix: str = "") -> Iterator[Dataset]:

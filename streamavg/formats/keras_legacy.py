@@ -24,7 +24,7 @@ import numpy as np
 from streamavg.checkpoint import Checkpoint, Layer, Naming, Role, Variable
 from streamavg.errors import CorruptFileError, UnsafeFileError
 from streamavg.formats.hdf5 import Hdf5File, Hdf5Values, hdf5_of
-from streamavg.formats.hdf5_headers import Dataset, resolve, walk
+from streamavg.formats.hdf5_headers import resolve, walk
 from streamavg.formats.hdf5_writing import Hdf5CheckpointWriter, Hdf5Stretch, Mirror
 from streamavg.formats.roles import assign_roles
 
@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from streamavg.formats.datasets import Dataset
     from streamavg.formats.files import RandomAccessFile
     from streamavg.formats.output import OutputFile
+    from streamavg.formats.plain_headers import Outline
 
 NAME = "keras-legacy"
 WEIGHTS_GROUP = "model_weights"
@@ -50,6 +52,12 @@ def recognises(opened: h5py.File) -> bool:
     """Whether an HDF5 file has this layout."""
     has_group = WEIGHTS_GROUP in opened.keys()  # noqa: SIM118 - `in opened` would follow links
     return _has_names(opened, "layer_names") or CONFIG in opened.attrs or has_group
+
+
+def recognises_outline(outline: Outline) -> bool:
+    """As `recognises`, for a file whose first two levels are known."""
+    marks = {b"layer_names", b"layer_names0", CONFIG.encode()}
+    return WEIGHTS_GROUP in outline.members or bool(marks & outline.attributes)
 
 
 def _has_names(group: h5py.Group, attribute: str) -> bool:

@@ -21,17 +21,19 @@ import h5py
 from streamavg.architecture import automatic_name
 from streamavg.checkpoint import Checkpoint, Layer, Naming, Role, Variable, last_part
 from streamavg.formats.hdf5 import Hdf5File, Hdf5Values, hdf5_of, values_like
-from streamavg.formats.hdf5_headers import Dataset, is_hard_link, read_text, walk
+from streamavg.formats.hdf5_headers import is_hard_link, read_text, walk
 from streamavg.formats.hdf5_writing import Hdf5CheckpointWriter, Hdf5Stretch, Mirror
 from streamavg.formats.roles import assign_roles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
 
+    from streamavg.formats.datasets import Dataset
     from streamavg.formats.files import RandomAccessFile
     from streamavg.formats.output import OutputFile
+    from streamavg.formats.plain_headers import Outline
 
 NAME = "keras-weights"
 VARIABLES_GROUP = "vars"
@@ -48,6 +50,14 @@ def recognises(opened: h5py.File) -> bool:
         return True
     members = (opened[name] for name in names if is_hard_link(opened, name))
     return any(isinstance(m, h5py.Group) and VARIABLES_GROUP in set(m) for m in members)
+
+
+def recognises_outline(outline: Outline) -> bool:
+    """As `recognises`, for a file whose first two levels are known."""
+    names = outline.members.keys()
+    if VARIABLES_GROUP in names or names & set(CONTAINERS):
+        return True
+    return any(VARIABLES_GROUP in inner for inner in outline.members.values())
 
 
 def read(file: RandomAccessFile) -> Checkpoint:
@@ -87,25 +97,25 @@ def describe_weights(
         values = values_like(hdf5, known)
         if values is not None:
             return known.variables, known.layers, values, known.notes
+    found, names = _headers(hdf5)
     datasets: list[Dataset] = []
     aliases: dict[str, list[str]] = {}
     by_address: dict[int, str] = {}
     unread = 0
     layers: dict[str, Layer] = {}
-    with hdf5.opened() as opened:
-        for dataset in walk(opened, hdf5.describer()):
-            path = dataset.path
-            layer_path = owner(path)
-            if layer_path is None:
-                unread += 1
-                continue
-            first = by_address.setdefault(dataset.address, path) if dataset.address else path
-            if first != path:
-                aliases.setdefault(first, []).append(path)
-                continue
-            datasets.append(dataset)
-            if layer_path not in layers:
-                layers[layer_path] = _layer(opened, layer_path)
+    for dataset in found:
+        path = dataset.path
+        layer_path = owner(path)
+        if layer_path is None:
+            unread += 1
+            continue
+        first = by_address.setdefault(dataset.address, path) if dataset.address else path
+        if first != path:
+            aliases.setdefault(first, []).append(path)
+            continue
+        datasets.append(dataset)
+        if layer_path not in layers:
+            layers[layer_path] = _layer(layer_path, names.get(_variables_group(layer_path)))
     variables = [
         Variable(
             path=dataset.path,
@@ -134,9 +144,30 @@ def owner(path: str) -> str | None:
     return "/".join(parts[: parts.index(VARIABLES_GROUP)])
 
 
-def _layer(opened: h5py.File, path: str) -> Layer:
-    group = h5py.h5g.open(opened.id, f"{path}/{VARIABLES_GROUP}".lstrip("/").encode())
-    name = read_text(group, b"name")
+def _headers(hdf5: Hdf5File) -> tuple[Sequence[Dataset], Mapping[str, str | None]]:
+    """The headers of all datasets, and the names that the groups of variables have.
+
+    Raises: FormatError.
+    """
+    plain = hdf5.plain_headers()
+    if plain is not None:
+        return plain.datasets, plain.names
+    names: dict[str, str | None] = {}
+    with hdf5.opened() as opened:
+        datasets = list(walk(opened, hdf5.describer()))
+        for layer_path in map(owner, (dataset.path for dataset in datasets)):
+            group = "" if layer_path is None else _variables_group(layer_path)
+            if group and group not in names:
+                names[group] = read_text(h5py.h5g.open(opened.id, group.encode()), b"name")
+    return datasets, names
+
+
+def _variables_group(layer_path: str) -> str:
+    """Path of the group that holds the variables of a layer."""
+    return f"{layer_path}/{VARIABLES_GROUP}".lstrip("/")
+
+
+def _layer(path: str, name: str | None) -> Layer:
     parent, _, member = path.rpartition("/")
     in_container = last_part(parent) in CONTAINERS
     return Layer(
