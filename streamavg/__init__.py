@@ -15,6 +15,8 @@ from streamavg.version import __version__
 
 if TYPE_CHECKING:
     from streamavg.checkpoint import Checkpoint, Role, Variable
+    from streamavg.comparing import CompareOptions, compare
+    from streamavg.comparison import Comparison
     from streamavg.errors import (
         ChangedFileError,
         CoefficientError,
@@ -42,6 +44,8 @@ _HOME_OF = {
     "Checkpoint": "streamavg.checkpoint",
     "CheckpointSummary": "streamavg.inspecting",
     "CoefficientError": "streamavg.errors",
+    "CompareOptions": "streamavg.comparing",
+    "Comparison": "streamavg.comparison",
     "CorruptFileError": "streamavg.errors",
     "FormatError": "streamavg.errors",
     "IncompatibleCheckpointsError": "streamavg.errors",
@@ -58,6 +62,7 @@ _HOME_OF = {
     "UnsafeFileError": "streamavg.errors",
     "UnsupportedFeatureError": "streamavg.errors",
     "Variable": "streamavg.checkpoint",
+    "compare": "streamavg.comparing",
     "inspect": "streamavg.inspecting",
     "merge": "streamavg.merging",
     "open_checkpoint": "streamavg.formats",
@@ -80,6 +85,8 @@ __all__ = [
     "Checkpoint",
     "CheckpointSummary",
     "CoefficientError",
+    "CompareOptions",
+    "Comparison",
     "CorruptFileError",
     "FormatError",
     "IncompatibleCheckpointsError",
@@ -97,6 +104,7 @@ __all__ = [
     "UnsupportedFeatureError",
     "Variable",
     "__version__",
+    "compare",
     "inspect",
     "merge",
     "open_checkpoint",

@@ -231,7 +231,7 @@ def make_plan(
     keeps_optimizer = settings.optimizer == "reference"
     written_as = output_format(reference, output, keeps_optimizer=keeps_optimizer)
     _refuse_output(output, matched.sources, settings.force)
-    _refuse_meaningless(reference)
+    refuse_meaningless(reference)
     _refuse_unreadable_bfloat16(written_as, settings)
     policy = _Policy(matched, settings)
     variables = tuple(policy.decide(variable) for variable in reference.variables)
@@ -279,8 +279,8 @@ def _refuse_output(output: Path, sources: Sequence[Source], force: bool) -> None
     refuse_taken(output, force=force)
 
 
-def _refuse_meaningless(reference: Checkpoint) -> None:
-    """Quantized codes and unmerged low-rank factors have no mean."""
+def refuse_meaningless(reference: Checkpoint) -> None:
+    """Raises UnsupportedFeatureError: quantized codes and low-rank factors have no mean."""
     by_role: dict[Role, dict[str, None]] = {}
     for variable in reference.variables:
         by_role.setdefault(variable.role, {})[variable.layer] = None
@@ -332,6 +332,11 @@ def _some(names: Sequence[str]) -> str:
     more = len(names) - _SHOWN_NAMES
     shown = ", ".join(map(repr, names[:_SHOWN_NAMES]))
     return f"{shown} and {more} more" if more > 0 else shown
+
+
+def is_averaged(variable: Variable) -> bool:
+    """Whether a merge averages this variable, whatever its options."""
+    return variable.role == Role.WEIGHT and variable.kind == Kind.FLOAT
 
 
 class _Policy:
@@ -403,7 +408,7 @@ def _plan_memory(
     settings: Settings,
 ) -> MemoryPlan:
     reserved = memory.resident_bytes()
-    limit, origin = _limit(settings.memory_limit, reserved)
+    limit, origin = limit_for(settings.memory_limit, reserved)
     held = sorted((source.values.library_bytes for source in matched.sources), reverse=True)
     headers = HEADER_BYTES + HEADER_BYTES_PER_VARIABLE * len(variables)
     fixed = reserved + headers + sum(held[:MOST_DECODING]) + STRETCH_BYTES
@@ -412,7 +417,8 @@ def _plan_memory(
     most = MOST_DIRECT_ELEMENTS if access == Access.DIRECT else MOST_SLAB_ELEMENTS
     wanted = max(1, min(most, longest))
     least = min(wanted, LEAST_SLAB_ELEMENTS)
-    threads = _threads(variables, settings.threads)
+    elements = sum(p.variable.size for p in variables if p.action != Action.DROP)
+    threads = threads_for(elements, settings.threads)
     available = limit - fixed - least * per_element
     if settings.threads is None:  # fewer threads rather than no merge
         affordable = 1 + max(0, available) // (least * per_element + THREAD_BYTES)
@@ -443,7 +449,7 @@ def _choose_access(matched: MatchedCheckpoints, settings: Settings) -> Access:
     sources = matched.sources
     cache_bytes = None
     if group_limit is not None:
-        cache_bytes = group_limit - _limit(settings.memory_limit, memory.resident_bytes())[0]
+        cache_bytes = group_limit - limit_for(settings.memory_limit, memory.resident_bytes())[0]
     return choose_access(
         settings.io,
         (is_cached for source in sources for is_cached in source.values.cached_probes()),
@@ -452,7 +458,8 @@ def _choose_access(matched: MatchedCheckpoints, settings: Settings) -> Access:
     )
 
 
-def _limit(memory_limit: int | str | None, reserved: int) -> tuple[int, str]:
+def limit_for(memory_limit: int | str | None, reserved: int) -> tuple[int, str]:
+    """The limit in bytes, as given or by default, and where it comes from."""
     limit = _parse_limit(memory_limit)
     if memory_limit is not None:
         return limit, "as given"
@@ -466,13 +473,12 @@ def _limit(memory_limit: int | str | None, reserved: int) -> tuple[int, str]:
     return reserved + SMALLEST_HEADROOM, origin
 
 
-def _threads(variables: Sequence[PlannedVariable], asked: int | None) -> int:
-    """As many as were asked for, or as the machine has processors and the merge has work."""
+def threads_for(elements: int, asked: int | None) -> int:
+    """As many as were asked for, or as the machine has processors and `elements` are worth."""
     if asked is not None:
         if asked < 1:
             raise OptionError(f"--threads: {asked} is not a number of threads. Use 1 or more.")
         return asked
-    elements = sum(p.variable.size for p in variables if p.action != Action.DROP)
     worthwhile = max(1, elements // LEAST_ELEMENTS_PER_THREAD)
     return min(MOST_THREADS, os.cpu_count() or 1, worthwhile)
 

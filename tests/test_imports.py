@@ -26,15 +26,17 @@ LEVELS = [
     {"selection.tables"},
     {"selection.scores"},
     {"selection"},
-    {"methods.mean"},
+    {"methods.mean", "distances"},
     {"methods"},
     {"pairing"},
     {"matching"},
     {"planning"},
     {"streaming", "record"},
-    {"merging", "inspecting"},
+    {"comparison"},
+    {"plotting"},
+    {"merging", "inspecting", "comparing"},
     {"cli.progress", "cli.interrupts"},
-    {"cli.merge", "cli.inspect"},
+    {"cli.merge", "cli.inspect", "cli.compare"},
     {"cli"},
     {"__main__"},
 ]
@@ -118,7 +120,7 @@ def test_the_engine_knows_no_format(name):
     assert specific <= {"formats.output"}  # planning asks it whether a place is taken
 
 
-@pytest.mark.parametrize("name", ["methods", "methods.mean"])
+@pytest.mark.parametrize("name", ["methods", "methods.mean", "distances"])
 def test_methods_know_neither_files_nor_checkpoints(name):
     assert own_imports(name) <= {"methods.mean", "coefficients"}
     assert not {i.split(".")[0] for i in imports(name)} & {"h5py", "os", "pathlib", "threading"}
@@ -143,7 +145,14 @@ def test_no_module_imports_pickle_or_a_way_to_run_code(name):
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_a_module_imports_only_the_standard_library_and_the_dependencies(name):
     known = {PACKAGE, "click", "h5py", "ml_dtypes", "numpy", "tqdm", *sys.stdlib_module_names}
-    assert {i.split(".")[0] for i in imports(name)} <= known
+    optional = {"matplotlib"} if name == "plotting" else set()
+    assert {i.split(".")[0] for i in imports(name)} <= known | optional
+
+
+def test_pictures_import_matplotlib_only_when_they_are_drawn():
+    names = {i.split(".")[0] for i in imports("plotting")}
+    loaded = {i.split(".")[0] for i in imports("plotting", at_runtime=True)}
+    assert "matplotlib" in names - loaded
 
 
 def test_there_are_no_cycles_when_the_package_is_loaded():

@@ -37,11 +37,11 @@ class Progress(Protocol):
     ) -> None: ...
 
 
-def choose_progress(*, shown: bool) -> Progress:
-    """The progress that fits stderr, or none."""
+def choose_progress(*, shown: bool, task: str = "averaging") -> Progress:
+    """The progress that fits stderr, or none. `task` is what the bar is called."""
     if not shown:
         return _Silence()
-    return _Bar() if sys.stderr is not None and sys.stderr.isatty() else _Lines()
+    return _Bar(task) if sys.stderr is not None and sys.stderr.isatty() else _Lines()
 
 
 class _Silence:
@@ -61,11 +61,14 @@ class _Silence:
 class _Bar(_Silence):
     """tqdm's bar: bytes, rate and time left."""
 
+    def __init__(self, task: str) -> None:
+        self._task = task
+
     def begin(self, total_bytes: int) -> None:
         from tqdm import tqdm
 
         self._bar = tqdm(
-            total=total_bytes, unit="B", unit_scale=True, unit_divisor=1024, desc="averaging",
+            total=total_bytes, unit="B", unit_scale=True, unit_divisor=1024, desc=self._task,
             leave=False, file=sys.stderr,
         )  # fmt: skip
 

@@ -201,7 +201,7 @@ def select_paths(paths: Iterable[str | os.PathLike[str]]) -> tuple[Path, ...]:
     selected = tuple(Path(path) for path in paths)
     if len(selected) < 2:
         raise OptionError(
-            f"an average needs at least two checkpoints, {len(selected)} given. "
+            f"a merge or comparison needs at least two checkpoints, {len(selected)} given. "
             "Name more files, or check that the pattern matches them."
         )
     first_of: dict[object, Path] = {}
@@ -210,7 +210,7 @@ def select_paths(paths: Iterable[str | os.PathLike[str]]) -> tuple[Path, ...]:
         if first is not path:
             raise OptionError(
                 f"{path}: is the same file as {first}. Name each checkpoint once; "
-                "to count one more than others, use --weights."
+                "to count one more than others in a merge, use --weights."
             )
     return selected
 
