@@ -26,7 +26,14 @@ from streamavg.formats.crc32 import gaps
 from streamavg.formats.datasets import THROUGH_LIBRARY, Dataset
 from streamavg.formats.files import OPEN_HDF5_FILES, RandomAccessFile, RecentlyOpened
 from streamavg.formats.hdf5_headers import Describer
-from streamavg.formats.plain_headers import Headers, Outline, read_headers, read_outline
+from streamavg.formats.plain_headers import (
+    Headers,
+    Outline,
+    PlainObject,
+    open_root,
+    read_headers,
+    read_outline,
+)
 from streamavg.page_buffer import STRETCH_BYTES
 
 if TYPE_CHECKING:
@@ -111,6 +118,11 @@ class Hdf5File:
         """The first two levels of groups. Result and errors: as `plain_headers`."""
         self._require_steady()
         return read_outline(self.read, self.size)
+
+    def plain_root(self) -> PlainObject:
+        """The root group. Raises: NotPlain, and as `plain_headers`."""
+        self._require_steady()
+        return open_root(self.read, self.size)
 
     def _require_steady(self) -> None:
         """What the library would notice when it opens the file."""
