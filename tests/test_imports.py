@@ -21,6 +21,7 @@ LEVELS = [
         "formats.crc32",
         "formats.datasets",
         "formats.plain_structures",
+        "formats.library",
     },
     {"formats.archive", "formats.hdf5_headers", "formats.plain_headers"},
     {"formats.plain_writing"},

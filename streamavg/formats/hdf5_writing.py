@@ -17,11 +17,11 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
-import h5py
 import numpy as np
 
 from streamavg.checkpoint import Run
 from streamavg.errors import UnsupportedFeatureError
+from streamavg.formats import library as h5py
 from streamavg.formats.crc32 import RunningCrc, pieces
 from streamavg.formats.hdf5 import limit_metadata_cache, raise_interrupt
 from streamavg.formats.hdf5_headers import GroupGuard

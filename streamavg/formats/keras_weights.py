@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamavg.architecture import automatic_name
 from streamavg.checkpoint import Checkpoint, Layer, Naming, Role, Variable, last_part
+from streamavg.formats import library as h5py
 from streamavg.formats.hdf5 import Hdf5File, Hdf5Values, hdf5_of, values_like
 from streamavg.formats.hdf5_headers import is_hard_link, read_text, walk
 from streamavg.formats.hdf5_writing import Hdf5CheckpointWriter, Hdf5Stretch, Mirror
@@ -28,7 +29,6 @@ from streamavg.formats.roles import assign_roles
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import h5py
     import numpy as np
 
     from streamavg.formats.datasets import Dataset

@@ -14,7 +14,7 @@ import streamavg
 from streamavg.formats import keras_weights
 from streamavg.formats.output import OutputFile
 from streamavg.formats.plain_writing import LARGE, Skeleton, plan_values
-from tests.builders import FIXTURES, LAYOUTS, sha256, stored
+from tests.builders import FIXTURES, LAYOUTS, run_python, sha256, stored
 from tests.checkpoint_files import ARRAYS, add_array, write_weights
 from tests.oracle import BFLOAT16
 
@@ -203,3 +203,16 @@ def test_the_end_of_the_file_is_the_end_of_its_values(tmp_path):
         assert opened["layers"]
     with pytest.raises(OSError, match="truncated"):
         h5py.File(io.BytesIO(plain[:-1]), "r")
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
+def test_a_merge_of_what_keras_writes_does_not_load_the_library(tmp_path, suffix):
+    code = (
+        "import sys, streamavg\n"
+        "streamavg.merge(sys.argv[1:3], sys.argv[3])\n"
+        "assert 'h5py' not in sys.modules"
+    )
+    inputs = [FIXTURES / "digits" / f"epoch-{number}{suffix}" for number in (19, 20)]
+    done = run_python(code, *inputs, tmp_path / f"out{suffix}")
+    assert done.returncode == 0, done.stderr
+    assert stored(tmp_path / f"out{suffix}")
