@@ -11,22 +11,30 @@ from __future__ import annotations
 
 import atexit
 import copy
+import functools
 import hashlib
 import math
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-import h5py
 import numpy as np
 
 from streamavg.checkpoint import ABSENT
 from streamavg.errors import CorruptFileError
+from streamavg.formats import library as h5py
 from streamavg.formats.crc32 import gaps
 from streamavg.formats.datasets import THROUGH_LIBRARY, Dataset
 from streamavg.formats.files import OPEN_HDF5_FILES, RandomAccessFile, RecentlyOpened
 from streamavg.formats.hdf5_headers import Describer
-from streamavg.formats.plain_headers import Headers, Outline, read_headers, read_outline
+from streamavg.formats.plain_headers import (
+    Headers,
+    Outline,
+    PlainObject,
+    open_root,
+    read_headers,
+    read_outline,
+)
 from streamavg.page_buffer import STRETCH_BYTES
 
 if TYPE_CHECKING:
@@ -112,6 +120,11 @@ class Hdf5File:
         self._require_steady()
         return read_outline(self.read, self.size)
 
+    def plain_root(self) -> PlainObject:
+        """The root group. Raises: NotPlain, and as `plain_headers`."""
+        self._require_steady()
+        return open_root(self.read, self.size)
+
     def _require_steady(self) -> None:
         """What the library would notice when it opens the file."""
         if self.whole:
@@ -143,6 +156,7 @@ class Hdf5File:
 
     def _open(self, file: Path | _Window) -> h5py.File:
         opened = h5py.File(file, "r", rdcc_nbytes=LARGEST_TILE_CACHE)
+        _close_at_exit()
         limit_metadata_cache(opened)
         return opened
 
@@ -185,9 +199,20 @@ class Hdf5File:
         self.file.close()
 
 
-_hdf5_files = RecentlyOpened[h5py.File](lambda: OPEN_HDF5_FILES, h5py.File.close)
-# An h5py file over a Python file object that is still open at exit crashes the interpreter.
-atexit.register(_hdf5_files.close_all)
+def _close_hdf5(opened: h5py.File) -> None:
+    opened.close()
+
+
+_hdf5_files = RecentlyOpened["h5py.File"](lambda: OPEN_HDF5_FILES, _close_hdf5)
+
+
+@functools.cache
+def _close_at_exit() -> None:
+    """An h5py file over a Python file object that is still open at exit crashes the interpreter.
+
+    Called when the library is loaded: what is registered last is done first, before its own part.
+    """
+    atexit.register(_hdf5_files.close_all)
 
 
 class _Refusals(threading.local):

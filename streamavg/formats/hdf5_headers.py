@@ -13,11 +13,11 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 
 from streamavg.dtypes import bfloat16
 from streamavg.errors import CorruptFileError, UnsafeFileError, UnsupportedFeatureError
+from streamavg.formats import library as h5py
 from streamavg.formats.datasets import DEEPEST_GROUP, THROUGH_LIBRARY, Dataset
 from streamavg.natural_order import natural_key
 
@@ -28,12 +28,6 @@ if TYPE_CHECKING:
 INFLATION_FLOOR = 16 * 1024**2
 LARGEST_INFLATION = 1000
 """A dataset above the floor may declare at most this many times the bytes that it stores."""
-_KNOWN_FILTERS = {
-    h5py.h5z.FILTER_DEFLATE,
-    h5py.h5z.FILTER_SHUFFLE,
-    h5py.h5z.FILTER_FLETCHER32,
-    h5py.h5z.FILTER_LZF,
-}
 _BFLOAT16_FIELDS = (15, 7, 8, 0, 7)
 """Sign, exponent and mantissa positions and widths of a bfloat16 stored as HDF5 float."""
 
@@ -207,7 +201,7 @@ class Describer:
         if layout == h5py.h5d.VIRTUAL or creation.get_external_count():
             raise UnsafeFileError(self.path, f"{refuse}its data are in another file.")
         filters = [creation.get_filter(number)[0] for number in range(creation.get_nfilters())]
-        unknown = [code for code in filters if code not in _KNOWN_FILTERS]
+        unknown = [code for code in filters if code not in _known_filters()]
         if unknown:
             raise UnsupportedFeatureError(
                 self.path,
@@ -228,6 +222,11 @@ class Describer:
             dtype = _native_dtype(dataset, stored, refuse, self.path)
             self._types[key] = dtype, _bytes_are_values(stored, dtype)
         return self._types[key]
+
+
+def _known_filters() -> set[int]:
+    h5z = h5py.h5z
+    return {h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32, h5z.FILTER_LZF}
 
 
 def _native_dtype(

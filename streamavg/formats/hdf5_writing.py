@@ -1,9 +1,10 @@
 """Writing HDF5 files whose values are filled in by offset.
 
-The library makes the skeleton: groups, attributes and datasets, each with its bytes already
-allocated in the file (contiguous, early allocation). Then the file is closed, and slabs go
-straight to their offsets. The skeleton mirrors the reference: same groups, same attributes with
-their HDF5 types, shared datasets still shared; only what is not to be written is left out.
+Where `plain_writing` cannot make the skeleton, the library does: groups, attributes and datasets,
+each with its bytes already allocated in the file (contiguous, early allocation). Then the file is
+closed, and slabs go straight to their offsets. The skeleton mirrors the reference: same groups,
+same attributes with their HDF5 types, shared datasets still shared; only what is not to be written
+is left out.
 
 Source: HDF5 reference, H5Pset_alloc_time. Keras writes the same contiguous layout.
 """
@@ -16,18 +17,19 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
-import h5py
 import numpy as np
 
 from streamavg.checkpoint import Run
 from streamavg.errors import UnsupportedFeatureError
+from streamavg.formats import library as h5py
 from streamavg.formats.crc32 import RunningCrc, pieces
 from streamavg.formats.hdf5 import limit_metadata_cache, raise_interrupt
 from streamavg.formats.hdf5_headers import GroupGuard
+from streamavg.formats.plain_writing import Skeleton
 from streamavg.system_calls import read_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -326,12 +328,33 @@ def offset_of(opened: h5py.File, path: str) -> int:
     return int(offset)
 
 
+def _write_skeleton(stretch: Hdf5Stretch, skeleton: Skeleton) -> list[int]:
+    """Writes a skeleton, and makes the file as large as it will be; returns its offsets."""
+    output = stretch.output
+    output.write_at(stretch.start, memoryview(skeleton.headers))
+    with output.translated_errors():
+        os.ftruncate(output.descriptor, stretch.start + skeleton.size)
+    return skeleton.offsets
+
+
+def _make_skeleton(
+    stretch: Hdf5Stretch, fill: Callable[[h5py.File], None], targets: Sequence[str | None]
+) -> list[int]:
+    """Makes a skeleton through the library; returns the offset of each target's values."""
+    with stretch.opened("w") as opened:
+        fill(opened)
+        return [
+            _THROUGH_LIBRARY if target is None else offset_of(opened, target) for target in targets
+        ]
+
+
 class Hdf5CheckpointWriter:
     """Fills the skeleton with values. Implements `streamavg.checkpoint.CheckpointWriter`.
 
     Args:
         stretch: where the HDF5 file is in the output.
-        make_skeleton: called once with the new, empty file.
+        skeleton: the file without its values, or what fills the new, empty file with groups and
+            datasets through the library.
         targets: path of each reference variable's dataset in the output; None where it is left
             out.
         finish: called when all values are written, with the size and the CRC-32 of the HDF5 file
@@ -341,7 +364,7 @@ class Hdf5CheckpointWriter:
     def __init__(
         self,
         stretch: Hdf5Stretch,
-        make_skeleton: Callable[[h5py.File], None],
+        skeleton: Skeleton | Callable[[h5py.File], None],
         targets: list[str | None],
         finish: Callable[[OutputFile, int, int], None] | None = None,
     ) -> None:
@@ -350,12 +373,11 @@ class Hdf5CheckpointWriter:
         self._targets = targets
         self._finish = finish
         self._library_lock = threading.Lock()
-        with stretch.opened("w") as opened:
-            make_skeleton(opened)
-            self._offsets = [
-                _THROUGH_LIBRARY if target is None else offset_of(opened, target)
-                for target in targets
-            ]
+        self._offsets = (
+            _write_skeleton(stretch, skeleton)
+            if isinstance(skeleton, Skeleton)
+            else _make_skeleton(stretch, skeleton, targets)
+        )
         self._output.allocate()
         self._crc = None if finish is None else RunningCrc(self._output.size() - stretch.start)
 

@@ -18,11 +18,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 
 from streamavg.checkpoint import Checkpoint, Layer, Naming, Role, Variable
 from streamavg.errors import CorruptFileError, UnsafeFileError
+from streamavg.formats import library as h5py
 from streamavg.formats.hdf5 import Hdf5File, Hdf5Values, hdf5_of
 from streamavg.formats.hdf5_headers import resolve, walk
 from streamavg.formats.hdf5_writing import Hdf5CheckpointWriter, Hdf5Stretch, Mirror

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import h5py
-
 from streamavg.architecture import automatic_name
 from streamavg.checkpoint import Checkpoint, Layer, Naming, Role, Variable, last_part
+from streamavg.formats import library as h5py
 from streamavg.formats.hdf5 import Hdf5File, Hdf5Values, hdf5_of, values_like
 from streamavg.formats.hdf5_headers import is_hard_link, read_text, walk
 from streamavg.formats.hdf5_writing import Hdf5CheckpointWriter, Hdf5Stretch, Mirror
+from streamavg.formats.plain_headers import NotPlain
+from streamavg.formats.plain_writing import NotWritableError, Skeleton, make_skeleton
 from streamavg.formats.roles import assign_roles
 
 if TYPE_CHECKING:
@@ -195,21 +196,39 @@ def create(
 
 def skeleton(
     reference: Checkpoint, dtypes: Sequence[np.dtype[Any] | None]
+) -> Skeleton | Callable[[h5py.File], None]:
+    """The reference's structure as a new HDF5 file, or the function that fills one with it."""
+    excluded = excluded_groups(reference, dtypes)
+    try:
+        root = hdf5_of(reference).plain_root()
+        # Keras 2.12 to 3.5 do not load a file without the group of variables.
+        required = VARIABLES_GROUP.encode()
+        return make_skeleton(root, reference.variables, dtypes, excluded, required)
+    except (NotPlain, NotWritableError):
+        return skeleton_by_library(reference, dtypes, excluded)
+
+
+def skeleton_by_library(
+    reference: Checkpoint, dtypes: Sequence[np.dtype[Any] | None], excluded: frozenset[str]
 ) -> Callable[[h5py.File], None]:
-    """The function that fills a new HDF5 file with the reference's structure."""
+    """As `skeleton`, for any reference.
+
+    Args:
+        reference: see `create`.
+        dtypes: see `create`.
+        excluded: root groups that are left out.
+    """
     placed = {
         path: dtype
         for variable, dtype in zip(reference.variables, dtypes, strict=True)
         if dtype is not None
         for path in (variable.path, *variable.aliases)
     }
-    excluded = excluded_groups(reference, dtypes)
 
     def make(target: h5py.File) -> None:
         with hdf5_of(reference).opened() as source:
             mirror = Mirror(placed, excluded, reference.path, marks_bfloat16=True)
             mirror.fill(target, source)
-            # Keras 2.12 to 3.5 do not load a file without it.
             target.require_group(VARIABLES_GROUP)
 
     return make

@@ -34,19 +34,58 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from streamavg.dtypes import bfloat16
 from streamavg.formats.datasets import DEEPEST_GROUP, THROUGH_LIBRARY, Dataset
+from streamavg.formats.plain_structures import (
+    ATTRIBUTE,
+    COLLECTION,
+    CONTINUATION,
+    DATA_LAYOUT,
+    DATASPACE,
+    DATATYPE,
+    DATATYPES,
+    ENTRY,
+    FILL_VALUE,
+    FILL_VALUES,
+    HEAP,
+    HEAP_OBJECT,
+    INTERNAL_K,
+    LEAF,
+    LEAF_BYTES,
+    LEAF_K,
+    MESSAGE,
+    MODIFICATION_TIME,
+    NIL,
+    NO_FREE_BLOCK,
+    NODE,
+    NODE_BYTES,
+    NOTHING_CACHED,
+    OF_A_DATASET,
+    OF_A_GROUP,
+    PADDED_DATATYPES,
+    PAIR,
+    PREFIX,
+    REFERENCE,
+    SIGNATURE,
+    SMALLEST_COLLECTION,
+    STRINGS,
+    SUPERBLOCK,
+    SYMBOL_TABLE,
+    SYMBOL_TABLE_CACHED,
+    TWO_OPAQUE_BYTES,
+    UNDEFINED,
+    VERSIONS_AND_SIZES,
+    ZEROS,
+)
 from streamavg.natural_order import natural_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import numpy as np
+
     Read = Callable[[int, int], bytes]
 
-UNDEFINED = 2**64 - 1
-"""The address of what is nowhere."""
 PIECE_BYTES = 16 * 1024
 """Bytes read at once; headers lie between values, those of one layer mostly together."""
 MOST_PIECES = 64
@@ -58,74 +97,8 @@ MOST_CHUNKS = 256
 DEEPEST_TREE = 16
 LARGEST_RANK = 32
 
-_SUPERBLOCK = struct.Struct("<8s16s4Q")
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_VERSIONS_AND_SIZES = bytes.fromhex("00000000 00080800 0400 1000 00000000")
-"""All versions 0, addresses and lengths of 8 bytes, group leaf K 4, internal K 16, no flags."""
-_LEAF_K, _INTERNAL_K = 4, 16
-_ENTRY = struct.Struct("<QQII16s")
-_NOTHING_CACHED, _SYMBOL_TABLE_CACHED = 0, 1
-_PREFIX = struct.Struct("<BBHII4x")
-_MESSAGE = struct.Struct("<HHB3s")
-_NODE = struct.Struct("<4sBBHQQ")
-_NODE_BYTES = _NODE.size + (2 * _INTERNAL_K + 1 + 2 * _INTERNAL_K) * 8
-_LEAF = struct.Struct("<4sBBH")
-_LEAF_BYTES = _LEAF.size + 2 * _LEAF_K * _ENTRY.size
-_HEAP = struct.Struct("<4sB3sQQQ")
-_NO_FREE_BLOCK = 1
-_COLLECTION = struct.Struct("<4sB3sQ")
-_SMALLEST_COLLECTION = 4096
-_HEAP_OBJECT = struct.Struct("<HHIQ")
-_ZEROS = bytes(3)
-_PAIR = struct.Struct("<QQ")
-_REFERENCE = struct.Struct("<IQI")
-"""A string of variable length: its size, the collection that it is in, and its number there."""
 
-
-def _padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % 8)
-
-
-# Types of messages.
-_NIL, _DATASPACE, _DATATYPE, _FILL_VALUE, _DATA_LAYOUT = 0x00, 0x01, 0x03, 0x05, 0x08
-_ATTRIBUTE, _CONTINUATION, _SYMBOL_TABLE, _MODIFICATION_TIME = 0x0C, 0x10, 0x11, 0x12
-_OF_A_GROUP = {_SYMBOL_TABLE}
-_OF_A_DATASET = {_DATASPACE, _DATATYPE, _FILL_VALUE, _DATA_LAYOUT}
-
-_DATATYPES = {
-    bytes.fromhex(encoded): np.dtype(name)
-    for name, encoded in {
-        "i1": "10080000 01000000 0000 0800",
-        "i2": "10080000 02000000 0000 1000",
-        "i4": "10080000 04000000 0000 2000",
-        "i8": "10080000 08000000 0000 4000",
-        "u1": "10000000 01000000 0000 0800",
-        "u2": "10000000 02000000 0000 1000",
-        "u4": "10000000 04000000 0000 2000",
-        "u8": "10000000 08000000 0000 4000",
-        "f2": "11200f00 02000000 0000 1000 0a 05 00 0a 0f000000",
-        "f4": "11201f00 04000000 0000 2000 17 08 00 17 7f000000",
-        "f8": "11203f00 08000000 0000 4000 34 0b 00 34 ff030000",
-        "?": "18020000 01000000 10080000 01000000 0000 0800"
-        "46414c5345000000 5452554500000000 00 01",  # FALSE and TRUE, an enumeration
-    }.items()
-}
-"""Numbers whose bytes are their values on a little-endian machine, as the format encodes them."""
-_PADDED_DATATYPES = {_padded(encoded): dtype for encoded, dtype in _DATATYPES.items()}
-_TWO_OPAQUE_BYTES = bytes.fromhex("15000000 02000000")
-_STRINGS = frozenset(
-    bytes.fromhex(f"1901{charset}00 10000000 10000000 01000000 0000 0800")
-    for charset in ("00", "01")
-)
-"""One string of variable length, ended by a zero byte, in ASCII or UTF-8."""
-_FILL_VALUES = frozenset(
-    bytes.fromhex(encoded)
-    for encoded in ("02 02 02 01 00000000", "02 01 01 01 00000000", "02 01 02 01 00000000")
-)
-"""None given; allocated late or early, written if set or never."""
-
-
-class _NotPlain(Exception):
+class NotPlain(Exception):
     """The file is not, or not certainly, in the dialect."""
 
 
@@ -164,7 +137,7 @@ def read_headers(read: Read, size: int) -> Headers | None:
     """
     try:
         return _Walk(_Structures(read, size)).headers()
-    except _NotPlain:
+    except NotPlain:
         return None
 
 
@@ -172,13 +145,13 @@ def read_outline(read: Read, size: int) -> Outline | None:
     """Reads the first two levels of a file; arguments and result as `read_headers`."""
     try:
         return _outline(_Structures(read, size))
-    except _NotPlain:
+    except NotPlain:
         return None
 
 
 def _require(holds: bool) -> None:
     if not holds:
-        raise _NotPlain
+        raise NotPlain
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,13 +163,13 @@ class _Object:
 
     @property
     def is_group(self) -> bool:
-        return self.messages.keys() == _OF_A_GROUP
+        return self.messages.keys() == OF_A_GROUP
 
 
 @dataclass(frozen=True, slots=True)
 class _Attribute:
     datatype: bytes
-    shape: tuple[int, ...]
+    dataspace: bytes
     data: bytes
 
 
@@ -266,14 +239,14 @@ class _Structures:
         self.root = self._superblock()
 
     def _superblock(self) -> _Member:
-        signature, versions, base, free_space, end, driver = _SUPERBLOCK.unpack(
-            self._pieces.at(0, _SUPERBLOCK.size)
+        signature, versions, base, free_space, end, driver = SUPERBLOCK.unpack(
+            self._pieces.at(0, SUPERBLOCK.size)
         )
-        _require(signature == _SIGNATURE and versions == _VERSIONS_AND_SIZES)
+        _require(signature == SIGNATURE and versions == VERSIONS_AND_SIZES)
         _require(base == 0 and free_space == driver == UNDEFINED)
         self._pieces.limit(end)
         self.end = end
-        _, address, symbol_table = _entry(self._pieces.at(_SUPERBLOCK.size, _ENTRY.size), 0)
+        _, address, symbol_table = _entry(self._pieces.at(SUPERBLOCK.size, ENTRY.size), 0)
         return _Member(b"", address, symbol_table)
 
     def object_header(self, member: _Member) -> _Object:
@@ -283,87 +256,93 @@ class _Structures:
         found: dict[int, bytes] = {}
         attributes: dict[bytes, _Attribute] = {}
         for kind, body in self._messages(member.address):
-            if kind == _ATTRIBUTE:
+            if kind == ATTRIBUTE:
                 name, attribute = _attribute(body)
                 _require(name not in attributes)
                 attributes[name] = attribute
-            elif kind == _MODIFICATION_TIME:
+            elif kind == MODIFICATION_TIME:
                 _require(len(body) == 8 and body[0] == 1)
-            elif kind not in {_NIL, _CONTINUATION}:
+            elif kind not in {NIL, CONTINUATION}:
                 _require(kind not in found)
                 found[kind] = body
-        _require(found.keys() in (_OF_A_GROUP, _OF_A_DATASET))
+        _require(found.keys() in (OF_A_GROUP, OF_A_DATASET))
         if member.symbol_table is not None:
-            _require(found.get(_SYMBOL_TABLE) == member.symbol_table)
+            _require(found.get(SYMBOL_TABLE) == member.symbol_table)
         return _Object(found, attributes)
 
     def _messages(self, address: int) -> Iterator[tuple[int, bytes]]:
         """The messages of an object header, in its first chunk and those that continue it."""
-        version, reserved, count, references, size = _PREFIX.unpack(
-            self._pieces.at(address, _PREFIX.size)
+        version, reserved, count, references, size = PREFIX.unpack(
+            self._pieces.at(address, PREFIX.size)
         )
         _require(version == 1 and reserved == 0 and references == 1)
-        chunks = [(address + _PREFIX.size, size)]
+        chunks = [(address + PREFIX.size, size)]
         for begin, length in chunks:
             _require(length <= LARGEST_CHUNK and length % 8 == 0)
             chunk = self._pieces.at(begin, length)
             position = 0
             while position < length:
-                kind, size, flags, zeros = _MESSAGE.unpack_from(chunk, position)
-                position += _MESSAGE.size
+                kind, size, flags, zeros = MESSAGE.unpack_from(chunk, position)
+                position += MESSAGE.size
                 body = chunk[position : position + size]
                 position += size
-                _require(len(body) == size and size % 8 == 0 and flags <= 1 and zeros == _ZEROS)
-                if kind == _CONTINUATION:
-                    _require(size == _PAIR.size and len(chunks) < MOST_CHUNKS)
-                    chunks.append(_PAIR.unpack(body))
+                _require(len(body) == size and size % 8 == 0 and flags <= 1 and zeros == ZEROS)
+                if kind == CONTINUATION:
+                    _require(size == PAIR.size and len(chunks) < MOST_CHUNKS)
+                    chunks.append(PAIR.unpack(body))
                 count -= 1
                 yield kind, body
         _require(count == 0)
 
     def members(self, symbol_table: bytes) -> list[_Member]:
         """The members of a group, sorted by the bytes of their names."""
-        _require(len(symbol_table) == _PAIR.size)
-        tree, heap = _PAIR.unpack(symbol_table)
+        _require(len(symbol_table) == PAIR.size)
+        tree, heap = PAIR.unpack(symbol_table)
         return _Tree(self._pieces, self._local_heap(heap)).members(tree)
 
     def _local_heap(self, address: int) -> bytes:
         """The names of a group's members, each ended by a zero byte."""
-        signature, version, zeros, size, free, data = _HEAP.unpack(
-            self._pieces.at(address, _HEAP.size)
+        signature, version, zeros, size, free, data = HEAP.unpack(
+            self._pieces.at(address, HEAP.size)
         )
-        _require(signature == b"HEAP" and version == 0 and zeros == _ZEROS)
+        _require(signature == b"HEAP" and version == 0 and zeros == ZEROS)
         _require(size <= LARGEST_HEAP)
         heap = self._pieces.at(data, size)
-        for _ in range(size // _PAIR.size):
-            if free == _NO_FREE_BLOCK:
+        for _ in range(size // PAIR.size):
+            if free == NO_FREE_BLOCK:
                 return heap
-            _require(free + _PAIR.size <= size)
+            _require(free + PAIR.size <= size)
             begin = free
-            free, free_size = _PAIR.unpack_from(heap, begin)
+            free, free_size = PAIR.unpack_from(heap, begin)
             _require(begin + free_size <= size)
-        _require(free == _NO_FREE_BLOCK)
+        _require(free == NO_FREE_BLOCK)
         return heap
 
     def text(self, attribute: _Attribute) -> str:
         """The value of an attribute that is one string."""
-        _require(attribute.datatype in _STRINGS and attribute.shape == ())
-        size, address, number = _REFERENCE.unpack(attribute.data)
+        _require(attribute.datatype in STRINGS and _dataspace(attribute.dataspace) == ())
+        return self.strings(attribute)[0].decode("utf-8", "replace")
+
+    def strings(self, attribute: _Attribute) -> list[bytes]:
+        """The values of an attribute that is of strings."""
+        return [self._string(*each) for each in REFERENCE.iter_unpack(attribute.data)]
+
+    def _string(self, size: int, address: int, number: int) -> bytes:
         found = self._collection(address).get(number, b"")
         _require(len(found) == size > 0 and 0 not in found)
-        return found.decode("utf-8", "replace")
+        return found
 
     def _collection(self, address: int) -> dict[int, bytes]:
         """The objects of a global heap collection, by their number."""
         if address not in self._collections:
-            signature, version, zeros, size = _COLLECTION.unpack(
-                self._pieces.at(address, _COLLECTION.size)
+            signature, version, zeros, size = COLLECTION.unpack(
+                self._pieces.at(address, COLLECTION.size)
             )
-            _require(signature == b"GCOL" and version == 1 and zeros == _ZEROS)
+            _require(signature == b"GCOL" and version == 1 and zeros == ZEROS)
             self._collections_bytes += size
-            _require(size >= _SMALLEST_COLLECTION and self._collections_bytes <= LARGEST_HEAP)
+            _require(size >= SMALLEST_COLLECTION and self._collections_bytes <= LARGEST_HEAP)
             _require(size % 8 == 0)
-            data = self._pieces.at(address + _COLLECTION.size, size - _COLLECTION.size)
+            data = self._pieces.at(address + COLLECTION.size, size - COLLECTION.size)
             self._collections[address] = _heap_objects(data)
         return self._collections[address]
 
@@ -398,13 +377,13 @@ class _Tree:
             low: all names below the node come behind this one,
             high: and up to and with this one, if there is one.
         """
-        node = self._pieces.at(address, _NODE_BYTES)
-        signature, kind, level, used, left, right = _NODE.unpack_from(node)
-        _require(signature == b"TREE" and kind == 0 and used <= 2 * _INTERNAL_K)
+        node = self._pieces.at(address, NODE_BYTES)
+        signature, kind, level, used, left, right = NODE.unpack_from(node)
+        _require(signature == b"TREE" and kind == 0 and used <= 2 * INTERNAL_K)
         _require(level <= DEEPEST_TREE if expected is None else level == expected and used > 0)
         _require(self._before.get(level, (UNDEFINED, address)) == (left, address))
         self._before[level] = address, right
-        numbers = struct.unpack_from(f"<{2 * used + 1}Q", node, _NODE.size)
+        numbers = struct.unpack_from(f"<{2 * used + 1}Q", node, NODE.size)
         for child in range(used):
             first = max(low, _name_at(self._heap, numbers[2 * child]))
             last = _name_at(self._heap, numbers[2 * child + 2])
@@ -416,12 +395,12 @@ class _Tree:
 
     def _leaf(self, address: int, before: bytes, last: bytes) -> None:
         """A symbol table node: members in the order of their names."""
-        data = self._pieces.at(address, _LEAF_BYTES)
-        signature, version, reserved, used = _LEAF.unpack_from(data)
+        data = self._pieces.at(address, LEAF_BYTES)
+        signature, version, reserved, used = LEAF.unpack_from(data)
         _require(signature == b"SNOD" and version == 1 and reserved == 0)
-        _require(0 < used <= 2 * _LEAF_K)
+        _require(0 < used <= 2 * LEAF_K)
         for number in range(used):
-            begin, address, symbol_table = _entry(data, _LEAF.size + number * _ENTRY.size)
+            begin, address, symbol_table = _entry(data, LEAF.size + number * ENTRY.size)
             name = _name_at(self._heap, begin)
             _require(before < name <= last and name != b"." and b"/" not in name)
             self._found.append(_Member(name, address, symbol_table))
@@ -430,21 +409,21 @@ class _Tree:
 
 def _entry(data: bytes, position: int) -> tuple[int, int, bytes | None]:
     """A symbol table entry: where its name is, its object header, what it repeats of that."""
-    name, address, cache_type, _, scratch = _ENTRY.unpack_from(data, position)
-    _require(cache_type in {_NOTHING_CACHED, _SYMBOL_TABLE_CACHED})
-    return name, address, scratch if cache_type == _SYMBOL_TABLE_CACHED else None
+    name, address, cache_type, _, scratch = ENTRY.unpack_from(data, position)
+    _require(cache_type in {NOTHING_CACHED, SYMBOL_TABLE_CACHED})
+    return name, address, scratch if cache_type == SYMBOL_TABLE_CACHED else None
 
 
 def _heap_objects(data: bytes) -> dict[int, bytes]:
     """The objects behind the header of a global heap collection; number 0 is the free space."""
     found: dict[int, bytes] = {}
     position = 0
-    while position + _HEAP_OBJECT.size <= len(data):
-        number, _, _, size = _HEAP_OBJECT.unpack_from(data, position)
+    while position + HEAP_OBJECT.size <= len(data):
+        number, _, _, size = HEAP_OBJECT.unpack_from(data, position)
         if number == 0:
             _require(position + size == len(data))
             break
-        begin = position + _HEAP_OBJECT.size
+        begin = position + HEAP_OBJECT.size
         position = begin + size + -size % 8
         _require(number not in found and position <= len(data))
         found[number] = data[begin : begin + size]
@@ -469,12 +448,12 @@ def _attribute(body: bytes) -> tuple[bytes, _Attribute]:
         _require(position <= len(body))
     name, datatype, dataspace = parts
     _require(name.find(b"\0") == len(name) - 1 > 0)
-    _require(datatype in _STRINGS or datatype in _DATATYPES)
-    item_bytes = _REFERENCE.size if datatype in _STRINGS else _DATATYPES[datatype].itemsize
+    _require(datatype in STRINGS or datatype in DATATYPES)
+    item_bytes = REFERENCE.size if datatype in STRINGS else DATATYPES[datatype].itemsize
     shape = _dataspace(dataspace)
     data = body[position : position + math.prod(shape) * item_bytes]
     _require(len(data) == math.prod(shape) * item_bytes)
-    return name[:-1], _Attribute(datatype, shape, data)
+    return name[:-1], _Attribute(datatype, dataspace, data)
 
 
 def _dataspace(body: bytes) -> tuple[int, ...]:
@@ -505,7 +484,7 @@ class _Walk:
         _require(prefix.count("/") <= DEEPEST_GROUP)
         if b"name" in group.attributes:
             self._names[prefix.rstrip("/")] = self._structures.text(group.attributes[b"name"])
-        members = self._structures.members(group.messages[_SYMBOL_TABLE])
+        members = self._structures.members(group.messages[SYMBOL_TABLE])
         by_name = [(_decoded(member.name), member) for member in members]
         for name, member in sorted(by_name, key=lambda entry: natural_key(entry[0])):
             found = self._structures.object_header(member)
@@ -515,13 +494,13 @@ class _Walk:
                 self._datasets.append(self._dataset(found, prefix + name))
 
     def _dataset(self, found: _Object, path: str) -> Dataset:
-        _require(found.messages[_FILL_VALUE] in _FILL_VALUES)
-        shape = _dataspace(found.messages[_DATASPACE])
+        _require(found.messages[FILL_VALUE] in FILL_VALUES)
+        shape = _dataspace(found.messages[DATASPACE])
         dtype = self._dtype(found)
         declared = math.prod(shape) * dtype.itemsize
-        layout = found.messages[_DATA_LAYOUT]
+        layout = found.messages[DATA_LAYOUT]
         _require(len(layout) == 24 and layout[:2] == b"\x03\x01")  # version 3, contiguous
-        offset, stored = _PAIR.unpack_from(layout, 2)
+        offset, stored = PAIR.unpack_from(layout, 2)
         _require(stored == declared)
         if declared == 0:
             _require(offset == UNDEFINED)
@@ -532,21 +511,58 @@ class _Walk:
 
     def _dtype(self, found: _Object) -> np.dtype[Any]:
         """The dtype of the values; Keras marks bfloat16 with an attribute, or not at all."""
-        encoded = found.messages[_DATATYPE]
-        if encoded == _TWO_OPAQUE_BYTES:
+        encoded = found.messages[DATATYPE]
+        if encoded == TWO_OPAQUE_BYTES:
             mark = found.attributes.get(b"dtype")
             _require(mark is None or self._structures.text(mark) == "bfloat16")
             return bfloat16()
-        _require(encoded in _PADDED_DATATYPES)
-        return _PADDED_DATATYPES[encoded]
+        _require(encoded in PADDED_DATATYPES)
+        return PADDED_DATATYPES[encoded]
+
+
+class PlainObject:
+    """A group or dataset of a file in the dialect.
+
+    Every method raises NotPlain where the file leaves the dialect.
+    """
+
+    def __init__(self, structures: _Structures, member: _Member) -> None:
+        self._structures = structures
+        self._found = structures.object_header(member)
+        self.is_group = self._found.is_group
+
+    def members(self) -> Iterator[tuple[bytes, PlainObject]]:
+        """The members of a group, sorted by the bytes of their names; each may be asked once."""
+        for member in self._structures.members(self._found.messages[SYMBOL_TABLE]):
+            yield member.name, PlainObject(self._structures, member)
+
+    def attributes(self) -> Iterator[tuple[bytes, bytes, bytes, bytes | list[bytes]]]:
+        """Yields name, datatype, dataspace and value of each attribute, as the file encodes them.
+
+        The values of strings are a list.
+        """
+        for name, attribute in self._found.attributes.items():
+            is_text = attribute.datatype in STRINGS
+            value = self._structures.strings(attribute) if is_text else attribute.data
+            yield name, attribute.datatype, attribute.dataspace, value
+
+    def dataspace(self) -> bytes:
+        """The dataspace message of a dataset."""
+        return self._found.messages[DATASPACE]
+
+
+def open_root(read: Read, size: int) -> PlainObject:
+    """The root group of a file; arguments as `read_headers`. Raises: NotPlain."""
+    structures = _Structures(read, size)
+    return PlainObject(structures, structures.root)
 
 
 def _outline(structures: _Structures) -> Outline:
     root = structures.object_header(structures.root)
     members = {}
-    for member in structures.members(root.messages[_SYMBOL_TABLE]):
+    for member in structures.members(root.messages[SYMBOL_TABLE]):
         found = structures.object_header(member)
-        inside = structures.members(found.messages[_SYMBOL_TABLE]) if found.is_group else []
+        inside = structures.members(found.messages[SYMBOL_TABLE]) if found.is_group else []
         members[_decoded(member.name)] = frozenset(_decoded(inner.name) for inner in inside)
     return Outline(frozenset(root.attributes), members)
 
@@ -555,4 +571,4 @@ def _decoded(name: bytes) -> str:
     try:
         return name.decode("utf-8")
     except UnicodeDecodeError:
-        raise _NotPlain from None
+        raise NotPlain from None

@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import streamavg
@@ -120,6 +120,9 @@ def paths_in(tree, prefix=""):
             yield prefix + name, inner
 
 
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
 @given(TREES, st.dictionaries(NAMES, NAMES, max_size=3))
 def test_any_tree_of_groups_is_read_as_the_library_reads_it(tree, names):
     buffer = io.BytesIO(weights_bytes(dict(paths_in({"layers": tree}))))
