@@ -22,7 +22,7 @@ from streamavg.formats import (
     keras_weights,
     legacy_conversion,
 )
-from streamavg.formats.files import OPEN_HDF5_FILES, RandomAccessFile
+from streamavg.formats.files import OPEN_HDF5_FILES, RandomAccessFile, make_room
 from streamavg.formats.output import OutputFile
 
 if TYPE_CHECKING:
@@ -156,6 +156,7 @@ def _layout_of(file: hdf5.Hdf5File) -> str | None:
 
 
 def _head(path: Path) -> bytes:
+    make_room()
     with path.open("rb") as file:
         return file.read(_USER_BLOCKS[-1] + len(hdf5.SIGNATURE))
 

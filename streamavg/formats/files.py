@@ -76,7 +76,7 @@ class RecentlyOpened(Generic[Opened]):
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
-                self._most = self._limit()
+                self.make_room()
                 entry = self._entries[key] = Held(opener())
             self._entries.move_to_end(key)
             entry.users += 1
@@ -91,11 +91,19 @@ class RecentlyOpened(Generic[Opened]):
                 self._close(entry.opened)
             self._close_oldest()
 
-    def _close_oldest(self) -> None:
-        if len(self._entries) <= self._most:
+    def make_room(self) -> None:
+        """Closes files so that one more can be opened; the limit may have become lower."""
+        with self._lock:
+            self._most = self._limit()
+            self._close_oldest(room=1)
+
+    def _close_oldest(self, room: int = 0) -> None:
+        """Closes what is open beyond the limit, less `room` for what is to be opened."""
+        surplus = len(self._entries) + room - self._most
+        if surplus <= 0:
             return
         idle = [key for key, entry in self._entries.items() if not entry.users]
-        for key in idle[: max(0, len(self._entries) - self._most)]:
+        for key in idle[:surplus]:
             self.close(key)
 
     def close(self, key: Hashable) -> None:
@@ -112,6 +120,11 @@ class RecentlyOpened(Generic[Opened]):
         with self._lock:
             for key in list(self._entries):
                 self.close(key)
+
+
+def make_room() -> None:
+    """Closes files so that one more can be opened."""
+    _descriptors.make_room()
 
 
 @dataclass(slots=True)
