@@ -153,7 +153,8 @@ class TestMovingAverage:
         coefficients = ema_coefficients(len(values), decay)
         weighed = zip(coefficients.numerators, map(Fraction, values), strict=True)
         found = sum(Fraction(n) * value for n, value in weighed) / coefficients.total
-        assert abs(found - recurrence(values, decay)) <= 1e-14 * max(map(abs, values))
+        tolerance = Fraction(1, 10**14) * max(abs(Fraction(value)) for value in values)
+        assert abs(found - recurrence(values, decay)) <= tolerance
 
     def test_starts_at_the_first_checkpoint(self):
         assert ema_coefficients(2, 0.75).values == (0.75, 0.25)
