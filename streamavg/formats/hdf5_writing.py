@@ -329,11 +329,9 @@ def offset_of(opened: h5py.File, path: str) -> int:
 
 
 def _write_skeleton(stretch: Hdf5Stretch, skeleton: Skeleton) -> list[int]:
-    """Writes a skeleton, and makes the file as large as it will be; returns its offsets."""
-    output = stretch.output
-    output.write_at(stretch.start, memoryview(skeleton.headers))
-    with output.translated_errors():
-        os.ftruncate(output.descriptor, stretch.start + skeleton.size)
+    """Writes a skeleton; returns its offsets."""
+    for offset, piece in skeleton.pieces():
+        stretch.output.write_at(stretch.start + offset, memoryview(piece))
     return skeleton.offsets
 
 

@@ -1,17 +1,18 @@
 """Writing the headers of an HDF5 file in the dialect that Keras writes, without the HDF5 library.
 
-    superblock -> object header of the root group, which is the last header
-    of each dataset:   object header -> values
+    superblock -> object header of the root group, which is the last header of all
+    values, in the order of the reference's variables
+    of each dataset:          object header -> values
     of each group, behind all that is in it:
         HEAP (local heap)     names of the members, sorted
         SNOD, SNOD, ...       8 symbol table entries each: name, object header
         TREE, TREE, ...       level 0, 32 leaves each; then level 1, ..., up to one node
         object header         symbol table message -> root of the tree, heap; attributes
     GCOL, in between:         strings that attributes refer to
-    values, in the order of the reference's variables
 
-The headers mirror the reference: same groups, same attributes, the datasets that are written. Where
-nothing depends on time or chance, the same merge writes the same bytes on any day.
+The headers mirror the reference: same groups, same attributes, the datasets that are written. The
+values come first because their size is known before any header is made, so that each header is
+complete when it is made. Nothing depends on time or chance: the same merge writes the same bytes.
 
 The values of small variables lie next to each other, so that a slab of them is written at once.
 Source: HDF5 File Format Specification version 3.0, as in `plain_headers`.
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import math
 import struct
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +64,7 @@ from streamavg.formats.plain_structures import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
 
@@ -70,6 +72,10 @@ if TYPE_CHECKING:
     from streamavg.formats.plain_headers import PlainObject
 
 VALUES_ALIGNMENT = 64
+FIRST_VALUE = 128
+"""Byte, behind the superblock."""
+PIECE_BYTES = 256 * 1024
+"""Headers that are made before they are compressed."""
 LARGE = 4096
 """Bytes from which on a variable's values are aligned; smaller ones are packed."""
 LARGEST_MESSAGE = 65528
@@ -94,7 +100,7 @@ class Planned:
 
     dtype: np.dtype[Any]
     first_byte: int
-    """Of the values, counted from the first value of all."""
+    """Of its values in the file."""
     nbytes: int
 
 
@@ -102,15 +108,26 @@ class Planned:
 class Skeleton:
     """An HDF5 file without its values.
 
-    Memory: about 0.3 kB a dataset and 1.2 kB a group, until it is written.
+    Memory: headers are mostly zeros and repetitions; compressed, about 100 bytes an object.
     """
 
-    headers: bytearray
-    """Its beginning, up to the values."""
+    superblock: bytes
+    """The beginning of the file."""
+    start: int
+    """First byte of the other headers."""
+    compressed: list[bytes]
+    """Those, in pieces that follow each other in the file."""
     offsets: list[int]
     """First byte of the values of each variable; -1 where it is left out."""
-    size: int
-    """Of the whole file in bytes."""
+
+    def pieces(self) -> Iterator[tuple[int, bytes]]:
+        """Yields offset and content of all parts of the file that are no values."""
+        offset = self.start
+        for compressed in self.compressed:
+            piece = zlib.decompress(compressed)
+            yield offset, piece
+            offset += len(piece)
+        yield 0, self.superblock
 
 
 def make_skeleton(
@@ -133,30 +150,32 @@ def make_skeleton(
         NotPlain: the reference leaves the dialect.
         NotWritableError: see there.
     """
-    planned = plan_values([variable.shape for variable in variables], dtypes)
+    planned, end = plan_values([variable.shape for variable in variables], dtypes)
     datasets = {
         variable.path: place
         for variable, place in zip(variables, planned, strict=True)
         if place is not None
     }
-    writer = _Writer(datasets, excluded)
-    writer.root(root, required)
-    first, end = writer.finish()
-    offsets = [THROUGH_LIBRARY if place is None else first + place.first_byte for place in planned]
-    return Skeleton(writer.headers, offsets, end)
+    writer = _Writer(datasets, excluded, end + -end % 8)
+    superblock = writer.write(root, required)
+    offsets = [THROUGH_LIBRARY if place is None else place.first_byte for place in planned]
+    return Skeleton(superblock, end + -end % 8, writer.compressed, offsets)
 
 
 def plan_values(
     shapes: Sequence[tuple[int, ...]], dtypes: Sequence[np.dtype[Any] | None]
-) -> list[Planned | None]:
+) -> tuple[list[Planned | None], int]:
     """Places values one behind the other, in the order given.
 
     Args:
         shapes: one a variable.
         dtypes: of the values that will be written; None for variables that are left out.
+
+    Returns:
+        Where each goes, and the end of the last.
     """
     planned: list[Planned | None] = []
-    end = 0
+    end = FIRST_VALUE
     for shape, dtype in zip(shapes, dtypes, strict=True):
         if dtype is None:
             planned.append(None)
@@ -165,53 +184,79 @@ def plan_values(
         end += -end % (VALUES_ALIGNMENT if nbytes >= LARGE else dtype.itemsize)
         planned.append(Planned(dtype, end, nbytes))
         end += nbytes
-    return planned
+    return planned, end
 
 
 class _Writer:
     """Appends structures, each by a method of its own.
 
+    Args:
+        datasets: those that are written, by path.
+        excluded: see `make_skeleton`.
+        start: address of the first structure.
+
     Attributes:
-        headers: what was written so far.
+        compressed: what was written so far, in pieces.
     """
 
-    def __init__(self, datasets: Mapping[str, Planned], excluded: frozenset[str]) -> None:
-        self.headers = bytearray(SUPERBLOCK.size + ENTRY.size)
+    def __init__(
+        self, datasets: Mapping[str, Planned], excluded: frozenset[str], start: int
+    ) -> None:
+        self.compressed: list[bytes] = []
         self._datasets = datasets
         self._excluded = excluded
-        self._layouts: list[tuple[int, Planned]] = []
-        self._strings = _Strings(self.headers)
-        self._root = b""
+        self._written = 0
+        self._piece = bytearray()
+        self._piece_address = start
+        self._collection: _Collection | None = None
 
-    def root(self, source: PlainObject, required: bytes) -> None:
-        """Mirrors the root group and all below it."""
-        self._root = self._group(source, "", required)
-
-    def finish(self) -> tuple[int, int]:
-        """Completes the headers. Returns the first byte of the values, and the file's size."""
-        if len(self._layouts) != len(self._datasets):
+    def write(self, source: PlainObject, required: bytes) -> bytes:
+        """Mirrors the root group and all below it. Returns the superblock."""
+        root = self._group(source, "", required)
+        if self._written != len(self._datasets):
             raise NotWritableError
-        self._strings.close()
-        self.headers += bytes(-len(self.headers) % VALUES_ALIGNMENT)
-        first = end = len(self.headers)
-        for position, planned in self._layouts:
-            if planned.nbytes:
-                struct.pack_into("<Q", self.headers, position, first + planned.first_byte)
-                end = max(end, first + planned.first_byte + planned.nbytes)
-        versions = (SIGNATURE, VERSIONS_AND_SIZES)
-        SUPERBLOCK.pack_into(self.headers, 0, *versions, 0, UNDEFINED, end, UNDEFINED)
-        self.headers[SUPERBLOCK.size : SUPERBLOCK.size + ENTRY.size] = self._root
-        return first, end
+        self._flush()
+        signature = (SIGNATURE, VERSIONS_AND_SIZES)
+        return SUPERBLOCK.pack(*signature, 0, UNDEFINED, self._end(), UNDEFINED) + root
+
+    def _end(self) -> int:
+        """Address of the next structure."""
+        return self._piece_address + len(self._piece)
 
     def _append(self, data: bytes) -> int:
-        address = len(self.headers)
-        self.headers += padded(data)
+        address = self._end()
+        self._piece += padded(data)
         return address
+
+    def _flush(self) -> None:
+        """Compresses the piece at hand, and begins a new one."""
+        self._close_collection()
+        self.compressed.append(zlib.compress(self._piece, level=1))
+        self._piece_address = self._end()
+        self._piece = bytearray()
+
+    def _reference(self, text: bytes) -> bytes:
+        """Stores a string in the global heap; returns the reference to it."""
+        needed = HEAP_OBJECT.size + len(padded(text))
+        if self._collection is None or self._collection.free < needed:
+            self._close_collection()
+            size = max(SMALLEST_COLLECTION, COLLECTION.size + needed)
+            self._collection = _Collection(self._append(bytes(size)), size)
+        return self._collection.add(text)
+
+    def _close_collection(self) -> None:
+        if self._collection is not None:
+            begin = self._collection.address - self._piece_address
+            data = self._collection.encoded()
+            self._piece[begin : begin + len(data)] = data
+            self._collection = None
 
     def _group(self, source: PlainObject, prefix: str, required: bytes = b"") -> bytes:
         """A group and all below it; returns its symbol table entry, without a name."""
         entries: dict[bytes, bytes] = {}
         for name, member in source.members():
+            if len(self._piece) > PIECE_BYTES:
+                self._flush()
             path = prefix + name.decode()
             if path in self._excluded:
                 continue
@@ -244,7 +289,7 @@ class _Writer:
         for name in names:
             places.append(len(data))
             data += padded(name + b"\0")
-        address = len(self.headers)
+        address = self._end()
         begin = address + HEAP.size
         self._append(HEAP.pack(b"HEAP", 0, ZEROS, len(data), NO_FREE_BLOCK, begin) + data)
         return address, places
@@ -277,7 +322,7 @@ class _Writer:
     ) -> tuple[list[int], list[int]]:
         """The nodes of one level, which know their neighbours; one at least."""
         most = 2 * INTERNAL_K
-        first_address = len(self.headers)
+        first_address = self._end()
         count = max(1, math.ceil(len(children) / most))
         nodes, ends = [], []
         before = 0  # the key in front of all names is the empty one
@@ -309,7 +354,8 @@ class _Writer:
         attributes = self._attributes(source, without=b"dtype")
         if is_bfloat16:
             attributes.append(self._attribute(b"dtype", _TEXT, _SCALAR, [b"bfloat16"]))
-        layout = b"\x03\x01" + PAIR.pack(UNDEFINED, planned.nbytes)
+        first_byte = planned.first_byte if planned.nbytes else UNDEFINED
+        layout = b"\x03\x01" + PAIR.pack(first_byte, planned.nbytes)
         messages = [
             _message(DATASPACE, source.dataspace()),
             _message(DATATYPE, encoded, _CONSTANT),
@@ -317,8 +363,7 @@ class _Writer:
             _message(DATA_LAYOUT, layout),
         ]
         address = self._object_header([*messages, *attributes])
-        before_layout = PREFIX.size + sum(map(len, messages[:-1])) + MESSAGE.size
-        self._layouts.append((address + before_layout + 2, planned))
+        self._written += 1
         return ENTRY.pack(0, address, NOTHING_CACHED, 0, bytes(16))
 
     def _attributes(self, source: PlainObject, without: bytes | None = None) -> list[bytes]:
@@ -333,7 +378,7 @@ class _Writer:
     ) -> bytes:
         """An attribute message, version 1."""
         if isinstance(value, list):
-            value = b"".join(self._strings.add(each) for each in value)
+            value = b"".join(self._reference(each) for each in value)
         name += b"\0"
         body = struct.pack("<BBHHH", 1, 0, len(name), len(datatype), len(dataspace))
         body += padded(name) + padded(datatype) + padded(dataspace) + value
@@ -342,43 +387,32 @@ class _Writer:
         return _message(ATTRIBUTE, body)
 
 
-class _Strings:
-    """The global heap: collections of strings, appended to `out` as they are begun."""
+class _Collection:
+    """A global heap collection: strings that are numbered from 1 on."""
 
-    def __init__(self, out: bytearray) -> None:
-        self._out = out
-        self._address = 0
+    def __init__(self, address: int, size: int) -> None:
+        self.address = address
+        self._size = size
         self._objects = bytearray()
         self._count = 0
-        self._size = 0
+
+    @property
+    def free(self) -> int:
+        """Bytes that are left."""
+        return self._size - COLLECTION.size - len(self._objects)
 
     def add(self, text: bytes) -> bytes:
         """Stores a string; returns the reference to it."""
-        stored = HEAP_OBJECT.pack(self._count + 1, 1, 0, len(text)) + padded(text)
-        if COLLECTION.size + len(self._objects) + len(stored) > self._size:
-            self.close()
-            self._begin(COLLECTION.size + len(stored))
-            stored = HEAP_OBJECT.pack(1, 1, 0, len(text)) + padded(text)
-        self._objects += stored
         self._count += 1
-        return REFERENCE.pack(len(text), self._address, self._count)
+        self._objects += HEAP_OBJECT.pack(self._count, 1, 0, len(text)) + padded(text)
+        return REFERENCE.pack(len(text), self.address, self._count)
 
-    def _begin(self, least: int) -> None:
-        self._address = len(self._out)
-        self._size = max(SMALLEST_COLLECTION, least)
-        self._out += bytes(self._size)
-
-    def close(self) -> None:
-        """Writes the collection at hand; what is left of it becomes object 0, the free space."""
-        if not self._size:
-            return
+    def encoded(self) -> bytes:
+        """The collection; what is left of it is object 0, the free space."""
         data = COLLECTION.pack(b"GCOL", 1, ZEROS, self._size) + self._objects
-        free = self._size - len(data)
-        if free >= HEAP_OBJECT.size:
-            data += HEAP_OBJECT.pack(0, 0, 0, free)
-        self._out[self._address : self._address + len(data)] = data
-        self._objects = bytearray()
-        self._count = self._size = 0
+        if self.free >= HEAP_OBJECT.size:
+            data += HEAP_OBJECT.pack(0, 0, 0, self.free)
+        return data
 
 
 def _message(kind: int, body: bytes, flags: int = 0) -> bytes:

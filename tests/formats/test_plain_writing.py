@@ -191,12 +191,13 @@ def test_a_root_without_variables_gets_their_group(tmp_path):
 
 def test_small_values_lie_next_to_each_other_and_large_ones_are_aligned():
     f4, f8 = np.dtype("f4"), np.dtype("f8")
-    places = plan_values([(3,), (), (5, 0), (LARGE,), (2,), (7,)], [f4, f4, f4, f4, None, f8])
+    places, end = plan_values([(3,), (), (5, 0), (LARGE,), (2,), (7,)], [f4, f4, f4, f4, None, f8])
     firsts = [None if place is None else place.first_byte for place in places]
-    assert firsts == [0, 12, 16, 64, None, 64 + 4 * LARGE]
+    assert firsts == [128, 140, 144, 192, None, 192 + 4 * LARGE]
+    assert end == firsts[-1] + 56
 
 
-def test_the_end_of_the_file_is_the_end_of_its_values(tmp_path):
+def test_a_file_that_is_cut_short_is_known_by_its_end(tmp_path):
     plain = written(REAL[0], tmp_path / "a.weights.h5").read_bytes()
     assert struct.unpack_from("<Q", plain, 40)[0] == len(plain)
     with h5py.File(io.BytesIO(plain), "r") as opened:
