@@ -112,24 +112,30 @@ class Hdf5File:
             CorruptFileError: the file ends too early, or another process is writing it.
             ChangedFileError: the file is not the one that was opened first.
         """
-        self._require_steady()
-        return read_headers(self.read, self.size)
+        with self._steady():
+            return read_headers(self.read, self.size)
 
     def plain_outline(self) -> Outline | None:
         """The first two levels of groups. Result and errors: as `plain_headers`."""
-        self._require_steady()
-        return read_outline(self.read, self.size)
+        with self._steady():
+            return read_outline(self.read, self.size)
 
     def plain_root(self) -> PlainObject:
         """The root group. Raises: NotPlain, and as `plain_headers`."""
-        self._require_steady()
-        return open_root(self.read, self.size)
+        with self._steady():
+            return open_root(self.read, self.size)
 
-    def _require_steady(self) -> None:
-        """What the library would notice when it opens the file."""
+    @contextmanager
+    def _steady(self) -> Iterator[None]:
+        """Notices what the library would when it opens a file; does not leave it open either."""
         if self.whole:
             self.file.require_not_being_written()
-        self.file.require_same()
+        try:
+            self.file.require_same()
+            yield
+        finally:
+            if self.whole:
+                self.file.close()
 
     def describer(self) -> Describer:
         """What reads the headers of its datasets through the library."""

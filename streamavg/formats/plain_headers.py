@@ -12,14 +12,15 @@
       of a dataset:
         dataspace, datatype, fill value, data layout -> the values
 
-The library needs 0.15 to 0.3 ms a dataset, this module about a tenth of that. It is strict:
-whatever it does not know for certain makes it decline the whole file, and the library then reads
-that, or refuses it. So it has no errors of its own, and never says what the library would not say:
-it checks what the library checks, the order of names in B-trees included, by which members are
-looked up.
+That takes a half to a third of the library's time, and the library need not be loaded. This module
+is strict: whatever it does not know for certain makes it decline the whole file, and the library
+then reads that, or refuses it. So it has no errors of its own, and never says what the library
+would not say: it checks what the library checks, the order of names in B-trees included, by which
+members are looked up.
 
-Nothing in a file is trusted. Every structure is bounded, lies inside the file and is read once; all
-of them together are no larger than the file, so that no file takes longer than its size allows.
+Nothing in a file is trusted. Every structure is bounded and lies inside the file, and all of them
+together are no larger than the file, nor names than their heap: no file takes longer, or more
+memory, than its size allows.
 
 Source: HDF5 File Format Specification version 3.0, sections II.A (superblock version 0), III.A.1
 (version 1 B-trees), III.B and III.C (symbol tables), III.D and III.E (heaps), IV.A (messages).
@@ -91,6 +92,7 @@ PIECE_BYTES = 16 * 1024
 MOST_PIECES = 64
 LARGEST_HEAP = 16 * 1024**2
 """Bytes of the names of one group, and of the strings of all attributes."""
+LONGEST_NAME = 1024
 LARGEST_CHUNK = 256 * 1024
 """Bytes of one stretch of messages; a message has at most 64 KiB."""
 MOST_CHUNKS = 256
@@ -234,7 +236,7 @@ class _Structures:
         self._pieces = _Pieces(read, size)
         self._entered: set[int] = set()
         self._collections: dict[int, dict[int, bytes]] = {}
-        self._collections_bytes = 0
+        self._collections_bytes = self._strings_bytes = 0
         self.end = 0
         self.root = self._superblock()
 
@@ -328,6 +330,8 @@ class _Structures:
         return [self._string(*each) for each in REFERENCE.iter_unpack(attribute.data)]
 
     def _string(self, size: int, address: int, number: int) -> bytes:
+        self._strings_bytes += size
+        _require(self._strings_bytes <= LARGEST_HEAP)
         found = self._collection(address).get(number, b"")
         _require(len(found) == size > 0 and 0 not in found)
         return found
@@ -358,6 +362,7 @@ class _Tree:
     def __init__(self, pieces: _Pieces, heap: bytes) -> None:
         self._pieces = pieces
         self._heap = heap
+        self._left = len(heap)
         self._found: list[_Member] = []
         self._before: dict[int, tuple[int, int]] = {}
         """Address and right sibling of the node that came last, by level."""
@@ -403,6 +408,8 @@ class _Tree:
             begin, address, symbol_table = _entry(data, LEAF.size + number * ENTRY.size)
             name = _name_at(self._heap, begin)
             _require(before < name <= last and name != b"." and b"/" not in name)
+            self._left -= len(name) + 1
+            _require(self._left >= 0)
             self._found.append(_Member(name, address, symbol_table))
             before = name
 
@@ -431,7 +438,8 @@ def _heap_objects(data: bytes) -> dict[int, bytes]:
 
 
 def _name_at(heap: bytes, begin: int) -> bytes:
-    end = heap.find(b"\0", begin) if begin < len(heap) else -1
+    is_inside = begin < len(heap)
+    end = heap.find(b"\0", begin, begin + LONGEST_NAME + 1) if is_inside else -1
     _require(end >= 0)
     return heap[begin:end]
 

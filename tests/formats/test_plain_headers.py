@@ -176,6 +176,7 @@ OUTSIDE = {
     "nested deep": nested,
     "committed type": lambda opened: opened.__setitem__("type", np.dtype("f4")),
     "name beyond ASCII": lambda opened: opened.create_group("layers/é"),
+    "name without end": lambda opened: opened.create_group("layers/" + "n" * 2000),
     "no shape": lambda opened: opened.__setitem__("null", h5py.Empty("f4")),
     "compressed": lambda opened: opened.create_dataset("z", data=np.ones(9), compression="gzip"),
     "chunked": lambda opened: opened.create_dataset("c", shape=(4,), dtype="f4", chunks=(2,)),
@@ -220,6 +221,30 @@ def test_the_bytes_read_are_few_and_no_more_than_the_file_and_its_pieces_hold():
     assert len(read_headers(count, len(content)).datasets) == 40
     assert max(sizes) <= plain_headers.PIECE_BYTES
     assert sum(sizes) < len(content) / 4
+
+
+def test_one_long_string_that_every_group_refers_to_is_not_copied_for_each():
+    """300 names of 60 kB each would be 18 MB from a file of a fraction of that."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as opened:
+        for number in range(300):
+            opened.create_group(f"layers/d{number}/vars").attrs["name"] = "n"
+        opened.create_group("long").attrs["name"] = "n" * 60_000
+    content = buffer.getvalue()
+    text = content.index(b"n" * 60_000) - 16
+    collection = content.rindex(b"GCOL", 0, text)
+    reference = (60_000).to_bytes(4, "little") + collection.to_bytes(8, "little") + bytes(4)
+    short = (1).to_bytes(4, "little")
+    assert read(content) is not None
+    copy = bytearray(content)
+    place = copy.find(b"name\0\0\0\0")
+    while place >= 0:
+        value = place + 8 + 24 + 8
+        if copy[value : value + 4] == short:
+            copy[value : value + 12] = reference[:12]
+            copy[value + 12 : value + 16] = content[text : text + 2] + bytes(2)
+        place = copy.find(b"name\0\0\0\0", place + 1)
+    assert read(bytes(copy)) is None
 
 
 def small_files():
