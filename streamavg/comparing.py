@@ -8,10 +8,10 @@ checkpoint, and measured; a layer is described as soon as its last slab is.
 
 Memory, beside what the process takes already:
 
-    projected = reserved + headers + what the library holds to decode chunks + the BLAS' buffers
+    projected = reserved + headers + what the library holds to decode chunks
                 + layers * what is kept of each (two numbers a pair of checkpoints, if asked for)
                 + threads * (N * slab_elements * bytes per value + what a meter takes
-                             + what a thread takes)
+                             + what the BLAS and a thread take)
                 + what drawing takes, if a picture is asked for
 """
 
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import threading
 import time
 from collections import deque
@@ -66,6 +65,7 @@ from streamavg.units import format_size
 from streamavg.version import __version__
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
@@ -80,13 +80,12 @@ MOST_BLOCK_ELEMENTS = 2**20
 LEAST_SLAB_ELEMENTS = 512
 _HEADER_BYTES = 1024**2
 """What the allocator takes beyond the buffers that are counted, and the result for the whole."""
-_LAYER_BYTES = 2048
+_LAYER_BYTES = 1024
 """Of a layer, beside its numbers."""
-_NUMBERS_PER_CHECKPOINT = 6
+_NUMBERS_PER_CHECKPOINT = 5
 """Kept of each layer; see `Part`."""
 _BLAS_BYTES = 1024**2
-"""What a thread of the BLAS touches of its buffers, for products of this size."""
-_MOST_BLAS_THREADS = 8
+"""What the BLAS touches of its buffers for each thread, for products of this size."""
 _DRAWING_BYTES = 96 * 1024**2
 """Importing matplotlib and drawing the largest picture, as measured."""
 _DRAWING_BYTES_PER_CELL = 128
@@ -266,13 +265,12 @@ def _plan_memory(
     held = sorted((source.values.library_bytes for source in matched.sources), reverse=True)
     per_layer = _LAYER_BYTES + 8 * _NUMBERS_PER_CHECKPOINT * count
     per_layer += Matrices.bytes_needed(count) if keeps else 0
-    blas_threads = min(_MOST_BLAS_THREADS, os.cpu_count() or 1)
-    fixed = reserved + _HEADER_BYTES + sum(held[:MOST_DECODING]) + blas_threads * _BLAS_BYTES
+    fixed = reserved + _HEADER_BYTES + sum(held[:MOST_DECODING])
     fixed += per_layer * len(layers) + Matrices.bytes_needed(count) + 4 * 8 * count**2
     fixed += drawing
-    per_thread = THREAD_BYTES + Meter.bytes_needed(count)
-    per_element = count * max(variable.dtype.itemsize for variable in variables)
     longest = max(variable.size for variable in variables)
+    per_thread = THREAD_BYTES + _BLAS_BYTES + Meter.bytes_needed(count, longest)
+    per_element = count * max(variable.dtype.itemsize for variable in variables)
     wanted = min(
         MOST_SLAB_ELEMENTS, longest, max(LEAST_SLAB_ELEMENTS, MOST_BLOCK_ELEMENTS // count)
     )
@@ -381,7 +379,7 @@ class _Worker:
         itemsize = max(variable.dtype.itemsize for variable in plan.variables)
         size = len(self._sources) * plan.memory.slab_elements * itemsize
         self._buffer = np.empty(size, np.uint8)
-        self._meter = Meter(len(self._sources))
+        self._meter = Meter(len(self._sources), plan.memory.slab_elements)
 
     def measure(self, slab: _Slab) -> tuple[int, Sums]:
         """Bytes read, and the sums of the slab."""
