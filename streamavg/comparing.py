@@ -75,8 +75,8 @@ if TYPE_CHECKING:
 
     StrPath = str | os.PathLike[str]
 
-MOST_BLOCK_ELEMENTS = 2**20
-"""Of all checkpoints together: runs long enough to read fast, few enough for the cache."""
+MOST_BLOCK_ELEMENTS = 2**22
+"""Of all checkpoints together: enough that each read of 64 of them is worth its call."""
 LEAST_SLAB_ELEMENTS = 512
 _HEADER_BYTES = 1024**2
 """What the allocator takes beyond the buffers that are counted, and the result for the whole."""
@@ -263,18 +263,14 @@ def _plan_memory(
         if settings.memory_limit is None and limit < reserved + drawing + SMALLEST_HEADROOM:
             limit, origin = limit + drawing, f"{origin}, and raised to draw a picture"
     held = sorted((source.values.library_bytes for source in matched.sources), reverse=True)
-    per_layer = _LAYER_BYTES + 8 * _NUMBERS_PER_CHECKPOINT * count
-    per_layer += Matrices.bytes_needed(count) if keeps else 0
-    fixed = reserved + _HEADER_BYTES + sum(held[:MOST_DECODING])
-    fixed += per_layer * len(layers) + Matrices.bytes_needed(count) + 4 * 8 * count**2
-    fixed += drawing
+    fixed = reserved + _HEADER_BYTES + sum(held[:MOST_DECODING]) + drawing
+    fixed += _result_bytes(count, len(layers), keeps=keeps)
     longest = max(variable.size for variable in variables)
-    per_thread = THREAD_BYTES + _BLAS_BYTES + Meter.bytes_needed(count, longest)
-    per_element = count * max(variable.dtype.itemsize for variable in variables)
-    wanted = min(
-        MOST_SLAB_ELEMENTS, longest, max(LEAST_SLAB_ELEMENTS, MOST_BLOCK_ELEMENTS // count)
-    )
+    most = max(LEAST_SLAB_ELEMENTS, MOST_BLOCK_ELEMENTS // count)
+    wanted = min(MOST_SLAB_ELEMENTS, longest, most)
     least = min(wanted, LEAST_SLAB_ELEMENTS)
+    per_thread = THREAD_BYTES + _BLAS_BYTES + Meter.bytes_needed(count, wanted)
+    per_element = count * max(variable.dtype.itemsize for variable in variables)
     threads = threads_for(sum(variable.size for variable in variables), settings.threads)
     if settings.threads is None:  # fewer threads rather than no comparison
         affordable = (limit - fixed) // (per_thread + least * per_element)
@@ -286,6 +282,14 @@ def _plan_memory(
     slab_elements = min(wanted, (limit - fixed) // (threads * per_element))
     projected = fixed + threads * slab_elements * per_element
     return MemoryPlan(limit, origin, reserved, projected, slab_elements, threads)
+
+
+def _result_bytes(count: int, layers: int, *, keeps: bool) -> int:
+    """Bytes of what is kept for `count` checkpoints of `layers` layers, and of two sums."""
+    per_layer = _LAYER_BYTES + 8 * _NUMBERS_PER_CHECKPOINT * count
+    if keeps:
+        per_layer += Matrices.bytes_needed(count)
+    return layers * per_layer + Matrices.bytes_needed(count) + 2 * 2 * 8 * count**2
 
 
 def _refusal(
