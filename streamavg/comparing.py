@@ -8,10 +8,10 @@ checkpoint, and measured; a layer is described as soon as its last slab is.
 
 Memory, beside what the process takes already:
 
-    projected = reserved + headers + what the library holds to decode chunks + the BLAS' buffers
+    projected = reserved + headers + what the library holds to decode chunks
                 + layers * what is kept of each (two numbers a pair of checkpoints, if asked for)
                 + threads * (N * slab_elements * bytes per value + what a meter takes
-                             + what a thread takes)
+                             + what the BLAS and a thread take)
                 + what drawing takes, if a picture is asked for
 """
 
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import threading
 import time
 from collections import deque
@@ -66,6 +65,7 @@ from streamavg.units import format_size
 from streamavg.version import __version__
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
@@ -75,18 +75,17 @@ if TYPE_CHECKING:
 
     StrPath = str | os.PathLike[str]
 
-MOST_BLOCK_ELEMENTS = 2**20
-"""Of all checkpoints together: runs long enough to read fast, few enough for the cache."""
+MOST_BLOCK_ELEMENTS = 2**22
+"""Of all checkpoints together: enough that each read of 64 of them is worth its call."""
 LEAST_SLAB_ELEMENTS = 512
 _HEADER_BYTES = 1024**2
 """What the allocator takes beyond the buffers that are counted, and the result for the whole."""
-_LAYER_BYTES = 2048
+_LAYER_BYTES = 1024
 """Of a layer, beside its numbers."""
-_NUMBERS_PER_CHECKPOINT = 6
+_NUMBERS_PER_CHECKPOINT = 5
 """Kept of each layer; see `Part`."""
 _BLAS_BYTES = 1024**2
-"""What a thread of the BLAS touches of its buffers, for products of this size."""
-_MOST_BLAS_THREADS = 8
+"""What the BLAS touches of its buffers for each thread, for products of this size."""
 _DRAWING_BYTES = 96 * 1024**2
 """Importing matplotlib and drawing the largest picture, as measured."""
 _DRAWING_BYTES_PER_CELL = 128
@@ -264,19 +263,14 @@ def _plan_memory(
         if settings.memory_limit is None and limit < reserved + drawing + SMALLEST_HEADROOM:
             limit, origin = limit + drawing, f"{origin}, and raised to draw a picture"
     held = sorted((source.values.library_bytes for source in matched.sources), reverse=True)
-    per_layer = _LAYER_BYTES + 8 * _NUMBERS_PER_CHECKPOINT * count
-    per_layer += Matrices.bytes_needed(count) if keeps else 0
-    blas_threads = min(_MOST_BLAS_THREADS, os.cpu_count() or 1)
-    fixed = reserved + _HEADER_BYTES + sum(held[:MOST_DECODING]) + blas_threads * _BLAS_BYTES
-    fixed += per_layer * len(layers) + Matrices.bytes_needed(count) + 4 * 8 * count**2
-    fixed += drawing
-    per_thread = THREAD_BYTES + Meter.bytes_needed(count)
-    per_element = count * max(variable.dtype.itemsize for variable in variables)
+    fixed = reserved + _HEADER_BYTES + sum(held[:MOST_DECODING]) + drawing
+    fixed += _result_bytes(count, len(layers), keeps=keeps)
     longest = max(variable.size for variable in variables)
-    wanted = min(
-        MOST_SLAB_ELEMENTS, longest, max(LEAST_SLAB_ELEMENTS, MOST_BLOCK_ELEMENTS // count)
-    )
+    most = max(LEAST_SLAB_ELEMENTS, MOST_BLOCK_ELEMENTS // count)
+    wanted = min(MOST_SLAB_ELEMENTS, longest, most)
     least = min(wanted, LEAST_SLAB_ELEMENTS)
+    per_thread = THREAD_BYTES + _BLAS_BYTES + Meter.bytes_needed(count, wanted)
+    per_element = count * max(variable.dtype.itemsize for variable in variables)
     threads = threads_for(sum(variable.size for variable in variables), settings.threads)
     if settings.threads is None:  # fewer threads rather than no comparison
         affordable = (limit - fixed) // (per_thread + least * per_element)
@@ -288,6 +282,14 @@ def _plan_memory(
     slab_elements = min(wanted, (limit - fixed) // (threads * per_element))
     projected = fixed + threads * slab_elements * per_element
     return MemoryPlan(limit, origin, reserved, projected, slab_elements, threads)
+
+
+def _result_bytes(count: int, layers: int, *, keeps: bool) -> int:
+    """Bytes of what is kept for `count` checkpoints of `layers` layers, and of two sums."""
+    per_layer = _LAYER_BYTES + 8 * _NUMBERS_PER_CHECKPOINT * count
+    if keeps:
+        per_layer += Matrices.bytes_needed(count)
+    return layers * per_layer + Matrices.bytes_needed(count) + 2 * 2 * 8 * count**2
 
 
 def _refusal(
@@ -381,7 +383,7 @@ class _Worker:
         itemsize = max(variable.dtype.itemsize for variable in plan.variables)
         size = len(self._sources) * plan.memory.slab_elements * itemsize
         self._buffer = np.empty(size, np.uint8)
-        self._meter = Meter(len(self._sources))
+        self._meter = Meter(len(self._sources), plan.memory.slab_elements)
 
     def measure(self, slab: _Slab) -> tuple[int, Sums]:
         """Bytes read, and the sums of the slab."""

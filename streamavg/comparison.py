@@ -373,7 +373,7 @@ def percent(share: float) -> str:
 
 
 def _significant(value: float) -> str:
-    return f"{value:.0f}" if value >= 9.95 else f"{value:.2g}"
+    return f"{value:.0f}" if value >= 9.95 or value == 0 else f"{value:#.2g}"
 
 
 def short_names(paths: Sequence[str]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +108,9 @@ def draw(comparison: Comparison, path: Path, *, force: bool = False) -> None:
     import matplotlib as mpl  # noqa: PLC0415 - only pictures pay for it
 
     picture = io.BytesIO()
-    with mpl.rc_context():
+    with mpl.rc_context(), warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes; the table has it too.
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
         mpl.rcdefaults()
         mpl.rcParams.update({"text.parse_math": False, "svg.hashsalt": "streamavg", "font.size": 8})
         kind = path.suffix.lower()[1:]

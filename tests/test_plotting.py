@@ -230,6 +230,13 @@ class TestFiles:
         labels = [label.get_text() for label in drawn(comparison)[0].axes[0].get_yticklabels()]
         assert labels == names
 
+    def test_of_names_in_any_script_can_be_drawn(self, tmp_path):
+        names = ["числа.keras", "模型.keras"]
+        paths = [shutil.copy(path, tmp_path / name)
+                 for path, name in zip(THREE[:2], names, strict=True)]  # fmt: skip
+        draw(compare(paths), tmp_path / "x.png")
+        assert (tmp_path / "x.png").exists()
+
     def test_leave_the_settings_of_the_program_alone(self, tmp_path):
         done = run_python(
             "import sys, matplotlib\n"
