@@ -10,8 +10,8 @@ from streamavg.coefficients import coefficients_for
 from tests.contracts.reading import bits
 from tests.oracle import BFLOAT16
 
-SMALL_OBJECTS = 128 * 1024
-"""Bytes that do not grow with the slab, such as the buffers that NumPy converts in."""
+SMALL_OBJECTS = 192 * 1024
+"""Bytes that do not grow with the slab, such as a block that is rounded."""
 DTYPES = [np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64)]
 
 
