@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Unpack
 from streamavg import memory
 from streamavg.formats import create_writer, open_checkpoint
 from streamavg.matching import match
-from streamavg.methods import METHODS
+from streamavg.methods import method_named
 from streamavg.options import MergeOptions, Settings
 from streamavg.planning import MergePlan, make_plan
 from streamavg.record import MergeRecord, record_of
@@ -99,6 +99,7 @@ def planned(
 ) -> Iterator[MergePlan]:
     """Opens and matches the checkpoints and plans their merge; closes them at the end."""
     selection = select(paths, settings)
+    method = method_named(settings.method, settings.trim)
     with open_checkpoint(select_reference(selection.paths, settings.reference)) as reference:
         checkpoints = (open_checkpoint(path, reference) for path in selection.paths)
         matched = match(
@@ -106,6 +107,6 @@ def planned(
         )
         try:
             target = None if output is None else Path(output)
-            yield make_plan(matched, selection, target, METHODS[settings.method], settings)
+            yield make_plan(matched, selection, target, method, settings)
         finally:
             matched.close()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     StrPath = str | os.PathLike[str]
 
-MethodName = Literal["mean", "ema"]
+MethodName = Literal["mean", "ema", "median", "trimmed-mean"]
 Order = Literal["auto", "given", "natural", "mtime"]
 OutputDtype = Literal["keep", "float16", "bfloat16", "float32", "float64"]
 OptimizerPolicy = Literal["drop", "reference"]
@@ -38,7 +38,8 @@ class MergeOptions(TypedDict, total=False):
     """Options of `merge` and `plan`; all may be left out."""
 
     method: MethodName
-    """The "mean" (default), or "ema", the exponential moving average, oldest checkpoint first."""
+    """The "mean" (default), or "ema", the exponential moving average, oldest checkpoint first; or,
+    robust against outliers, the elementwise "median" or "trimmed-mean"."""
     order: Order
     """In which the checkpoints are merged: as "given", in the "natural" order of their names
     (ckpt-2 before ckpt-10), or by modification time, "mtime". The default, "auto", is natural with
@@ -65,6 +66,9 @@ class MergeOptions(TypedDict, total=False):
     """Weight by exp(score / softmax): a temperature, in the unit of the scores."""
     decay: float | None
     """Of `method="ema"`: how much of the average is kept at each checkpoint."""
+    trim: float | None
+    """Of `method="trimmed-mean"`: the share of the values that is dropped at each end, at least 0
+    and less than 0.5; 0.1 by default."""
     dtype: OutputDtype
     """Of averaged values in the output; "keep" by default."""
     optimizer: OptimizerPolicy
@@ -111,6 +115,7 @@ class Settings:
     normalize: bool = False
     softmax: float | None = None
     decay: float | None = None
+    trim: float | None = None
     dtype: OutputDtype = "keep"
     optimizer: OptimizerPolicy = "drop"
     non_float: NonFloatPolicy = "reference"

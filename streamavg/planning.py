@@ -412,7 +412,8 @@ def _plan_memory(
     held = sorted((source.values.library_bytes for source in matched.sources), reverse=True)
     headers = HEADER_BYTES + HEADER_BYTES_PER_VARIABLE * len(variables)
     fixed = reserved + headers + sum(held[:MOST_DECODING]) + STRETCH_BYTES
-    per_element = max((_bytes_per_element(planned, method) for planned in variables), default=0)
+    count = len(matched.sources)
+    per_element = max((_bytes_per_element(p, method, count) for p in variables), default=0)
     longest = max((planned.variable.size for planned in variables), default=1)
     most = MOST_DIRECT_ELEMENTS if access == Access.DIRECT else MOST_SLAB_ELEMENTS
     wanted = max(1, min(most, longest))
@@ -492,14 +493,14 @@ def _parse_limit(memory_limit: int | str | None) -> int:
         raise OptionError(f"--memory-limit: {error}") from None
 
 
-def _bytes_per_element(planned: PlannedVariable, method: Method) -> int:
+def _bytes_per_element(planned: PlannedVariable, method: Method, count: int) -> int:
     """Read buffer, accumulator and result of one element, and a test of the result."""
     if planned.action == Action.DROP or planned.dtype is None:
         return 0
     read = planned.variable.dtype.itemsize
     if planned.action == Action.CARRY:
         return read
-    held = method.bytes_per_element(planned.variable.dtype, planned.dtype)
+    held = method.bytes_per_element(planned.variable.dtype, planned.dtype, count)
     return read + held + planned.dtype.itemsize + 1
 
 

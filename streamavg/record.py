@@ -36,7 +36,8 @@ class InputRecord:
     """Version of the Keras that wrote it; None where the file does not tell."""
     file_bytes: int
     coefficient: float
-    """What its values were multiplied with; all coefficients sum to 1."""
+    """What its values were multiplied with; all coefficients sum to 1. Of a method that has none,
+    an equal share."""
     score: float | None
     """Where checkpoints were picked or weighted by it."""
 
@@ -77,6 +78,8 @@ class MergeRecord:
     schema_version: int
     streamavg_version: str
     method: str
+    method_summary: str
+    """What it does with the values of the checkpoints: how many the trimmed mean drops, say."""
     output: str
     output_format: str
     output_has_config: bool
@@ -133,6 +136,7 @@ def record_of(
         schema_version=SCHEMA_VERSION,
         streamavg_version=__version__,
         method=plan.method.name,
+        method_summary=plan.method.summary(len(sources)),
         output=str(plan.output),
         output_format=plan.output_format,
         output_has_config=plan.output_has_config,

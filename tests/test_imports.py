@@ -35,7 +35,8 @@ LEVELS = [
     {"selection.tables"},
     {"selection.scores"},
     {"selection"},
-    {"methods.mean", "distances"},
+    {"methods.mean", "methods.ranking", "distances"},
+    {"methods.median", "methods.trimmed_mean"},
     {"methods"},
     {"pairing"},
     {"matching"},
@@ -50,7 +51,14 @@ LEVELS = [
     {"__main__"},
 ]
 """From the foundation up. Modules of one level do not know each other."""
-ENGINE = ("pairing", "matching", "planning", "streaming", "methods", "methods.mean")
+METHODS = (
+    "methods",
+    "methods.mean",
+    "methods.median",
+    "methods.ranking",
+    "methods.trimmed_mean",
+)
+ENGINE = ("pairing", "matching", "planning", "streaming", *METHODS)
 
 
 def modules():
@@ -129,9 +137,9 @@ def test_the_engine_knows_no_format(name):
     assert specific <= {"formats.output"}  # planning asks it whether a place is taken
 
 
-@pytest.mark.parametrize("name", ["methods", "methods.mean", "distances"])
+@pytest.mark.parametrize("name", [*METHODS, "distances"])
 def test_methods_know_neither_files_nor_checkpoints(name):
-    assert own_imports(name) <= {"methods.mean", "coefficients"}
+    assert own_imports(name) <= {*METHODS, "coefficients", "errors"}
     assert not {i.split(".")[0] for i in imports(name)} & {"h5py", "os", "pathlib", "threading"}
 
 

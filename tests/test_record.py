@@ -14,7 +14,7 @@ from tests.builders import BFLOAT16, DIGITS, LAYOUTS, LOGGED, write_weights
 PAIR = [DIGITS / "epoch-19.keras", DIGITS / "epoch-20.keras"]
 KEYS = {
     "access",
-    "schema_version", "streamavg_version", "method", "output", "output_format",
+    "schema_version", "streamavg_version", "method", "method_summary", "output", "output_format",
     "output_has_config", "reference", "inputs", "variables", "averaged", "carried", "dropped",
     "bytes_read", "bytes_written", "dropped_bytes", "slab_elements", "threads", "free_disk_bytes",
     "memory", "seconds", "notes", "selection",

@@ -71,9 +71,12 @@ def _choice(name: str) -> click.Choice[str]:
 @click.option("--softmax", type=float, metavar="T", help="Weight by exp(score / T), or "
               "exp(-score / T) where less is better.")  # fmt: skip
 @click.option("--method", type=_choice("method"), default="mean", show_default=True,
-              help="The mean, or the exponential moving average, oldest first.")  # fmt: skip
+              help="The mean, or the exponential moving average, oldest first; or, robust against "
+              "outliers, the elementwise median or trimmed mean.")  # fmt: skip
 @click.option("--decay", type=float, metavar="D", help="Of --method ema: how much of the average "
               "is kept at each checkpoint, such as 0.9.")  # fmt: skip
+@click.option("--trim", type=float, metavar="F", help="Of --method trimmed-mean: the share of the "
+              "values that is dropped at each end. [default: 0.1]")  # fmt: skip
 @click.option("--memory-limit", metavar="SIZE", help="Most memory the whole process may take, "
               "such as 64MiB. [default: 256MiB]")  # fmt: skip
 @click.option("--threads", type=int, metavar="N", help="Threads that read, average and write; by "
@@ -188,6 +191,8 @@ def _summary(record: MergeRecord) -> str:
         f"peak memory {format_size(measured)} of {format_size(memory.limit)} allowed.",
     ]
     text = ", ".join(parts)
+    if record.selection.coefficients == "none":
+        text += f" The {record.method} {record.method_summary}."
     if record.dropped:
         text += (
             f" Left out {_count(record.dropped, 'optimizer variable')}, which saved "
@@ -231,7 +236,8 @@ def _input_lines(record: MergeRecord) -> list[str]:
         score = "" if input_.score is None else f"  {rules.metric or 'score'} {input_.score:g}"
         mark = "  (reference)" if input_.path == record.reference else ""
         size = format_size(input_.file_bytes)
-        lines.append(f"  {input_.coefficient:.6f}{score}  {input_.path}  {size}{mark}")
+        share = "" if rules.coefficients == "none" else f"  {input_.coefficient:.6f}"
+        lines.append(f"{share}{score}  {input_.path}  {size}{mark}")
     return lines + _more(record.inputs, len(shown))
 
 
@@ -267,7 +273,7 @@ def _coefficients(rules: Rules) -> str:
         return f"softmax of the scores, temperature {rules.softmax:g}"
     if rules.decay is not None:
         return f"moving average, decay {rules.decay:g}"
-    return "uniform" if rules.coefficients == "uniform" else "from --weights"
+    return {"uniform": "uniform", "none": "none"}.get(rules.coefficients, "from --weights")
 
 
 def _plan_lines(record: MergeRecord) -> list[str]:
@@ -276,6 +282,7 @@ def _plan_lines(record: MergeRecord) -> list[str]:
         f"Would average {_inputs(record)} into {record.output} ({record.output_format}):",
         *_input_lines(record),
         *_selection_lines(record.selection, len(record.inputs)),
+        f"method   {record.method}: {record.method_summary}",
         f"memory   {format_size(memory.projected)} projected of {format_size(memory.limit)} "
         f"allowed ({memory.limit_origin}); {format_size(memory.reserved)} reserved; slabs of "
         f"{record.slab_elements:,} elements, {_count(record.threads, 'thread')}, "

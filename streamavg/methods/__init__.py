@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from streamavg.methods.mean import Mean
+from streamavg.methods.median import Median
+from streamavg.methods.trimmed_mean import TrimmedMean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,12 +51,17 @@ class Method(Protocol):
         """As on the command line."""
         ...
 
-    def bytes_per_element(self, dtype: np.dtype[Any], output: np.dtype[Any]) -> int:
+    def summary(self, count: int) -> str:
+        """What it does with the values of `count` checkpoints, in a few words."""
+        ...
+
+    def bytes_per_element(self, dtype: np.dtype[Any], output: np.dtype[Any], count: int) -> int:
         """Bytes that an accumulator takes per element of its capacity, temporaries included.
 
         Args:
             dtype: of the values added.
             output: of the result.
+            count: number of checkpoints.
         """
         ...
 
@@ -65,5 +72,26 @@ class Method(Protocol):
         ...
 
 
-METHODS: dict[str, Method] = {method.name: method for method in (Mean(), Mean("ema"))}
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Mean(),
+        Mean("ema"),
+        Median(),
+        TrimmedMean(),
+    )
+}
 """An exponential moving average is a mean: only its coefficients are special."""
+
+
+def method_named(name: str, trim: float | None = None) -> Method:
+    """The method with a name.
+
+    Args:
+        name: as on the command line.
+        trim: of the trimmed mean; None for its default.
+
+    Raises:
+        OptionError: a trim that leaves nothing.
+    """
+    return METHODS[name] if trim is None else TrimmedMean(trim)

@@ -47,7 +47,11 @@ class Mean:
 
     name: str = "mean"
 
-    def bytes_per_element(self, dtype: np.dtype[Any], output: np.dtype[Any]) -> int:
+    def summary(self, count: int) -> str:
+        """See `Method`."""
+        return f"averages {count} values"
+
+    def bytes_per_element(self, dtype: np.dtype[Any], output: np.dtype[Any], count: int) -> int:
         """See `Method`."""
         if dtype == np.float64:
             return 8 * (_DoubleSum.ARRAYS + 2)

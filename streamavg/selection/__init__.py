@@ -12,7 +12,7 @@ import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,7 +62,7 @@ class Rules:
     left_out: tuple[LeftOut, ...]
     """In the same order."""
     coefficients: str
-    """`uniform`, `weights`, `softmax` or `ema`."""
+    """`uniform`, `weights`, `softmax` or `ema`; `none` where a method has none."""
     softmax: float | None
     """The temperature, in the unit of the scores."""
     decay: float | None
@@ -153,6 +153,9 @@ def refuse_contradictions(settings: Settings) -> None:
         "a list of --weights": is_list,
         "--softmax": settings.softmax is not None,
         "--method ema": settings.method == "ema",
+        "--method median": settings.method == "median",
+        "--method trimmed-mean": settings.method == "trimmed-mean",
+        "--trim": settings.trim is not None,
         "--decay": settings.decay is not None,
         f"--order {settings.order}": settings.order in {"natural", "mtime"},
     }
@@ -176,6 +179,7 @@ _EXCLUSIVE = (
     ("--weights", "--softmax"),
     ("--weights", "--method ema"),
     ("--softmax", "--method ema"),
+    *product(("--weights", "--softmax", "--decay"), ("--method median", "--method trimmed-mean")),
 )
 _NEEDED = {
     "--best": ("--scores",),
@@ -186,6 +190,7 @@ _NEEDED = {
     "--minimize": ("--scores",),
     "--method ema": ("--decay",),
     "--decay": ("--method ema",),
+    "--trim": ("--method trimmed-mean",),
 }
 """What an option can do nothing without: one of these."""
 
@@ -315,6 +320,8 @@ def _count(option: str, value: object, candidates: Sequence[Path]) -> int:
 def _origin(settings: Settings) -> str:
     if settings.method == "ema":
         return "ema"
+    if settings.method in {"median", "trimmed-mean"}:
+        return "none"
     if settings.softmax is not None:
         return "softmax"
     return "uniform" if settings.weights is None else "weights"

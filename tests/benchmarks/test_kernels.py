@@ -50,3 +50,31 @@ def test_the_mean_of_one_slab(benchmark, slabs, weights):
     exact = exact_mean([values[chosen] for values in slabs], weights)
     for value, mean in zip(out[chosen], exact, strict=True):
         assert abs(Fraction(float(value)) - mean) <= ONCE_ROUNDED * ulp(mean, dtype)
+
+
+@pytest.mark.parametrize("count", [8, 32, 64])
+@pytest.mark.parametrize("name", ["median", "trimmed-mean"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_method_that_sorts_one_slab(benchmark, dtype, name, count):
+    size = SLAB // 4
+    generator = np.random.default_rng(count)
+    ranked = [generator.uniform(1, 2, size).astype(dtype) for _ in range(count)]
+    method = METHODS[name]
+    accumulator = method.accumulator(dtype, size, coefficients_for(count))
+    out = np.empty(size, dtype)
+
+    def combine():
+        accumulator.start(size)
+        for checkpoint, values in enumerate(ranked):
+            accumulator.add(values, checkpoint)
+        accumulator.result(out)
+        return accumulator.all_finite()
+
+    benchmark.extra_info["bytes"] = count * size * dtype.itemsize
+    assert benchmark(combine)
+    chosen = slice(None, None, size // 50)
+    dropped = (count - 1) // 2 if name == "median" else count // 10
+    lines = np.sort(np.stack([values[chosen] for values in ranked]).astype(np.float64), axis=0)
+    exact = exact_mean(list(lines[dropped : count - dropped]))
+    for value, mean in zip(out[chosen], exact, strict=True):
+        assert abs(Fraction(float(value)) - mean) <= ONCE_ROUNDED * ulp(mean, dtype)

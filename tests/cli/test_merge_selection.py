@@ -10,12 +10,14 @@ import re
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 from tests.builders import DIGITS, LOGGED, contents, run, stored
 
 THREE = [DIGITS / f"epoch-{n}.keras" for n in (18, 19, 20)]
+SORTING = ("median", "trimmed-mean")
 FIVE = sorted(LOGGED.glob("*.weights.h5"))
 """As a shell sorts them: 10, 11, 12, 8, 9."""
 HISTORY = LOGGED / "history.csv"
@@ -244,3 +246,93 @@ class TestPython:
         record = streamavg.plan(THREE, tmp_path / "x.keras", normalize=True,
                                 weights={path: 1 + i for i, path in enumerate(THREE)})  # fmt: skip
         assert [entry.coefficient for entry in record.inputs] == [1 / 6, 2 / 6, 3 / 6]
+
+
+class TestRobustMethods:
+    def test_the_median_is_that_of_the_inputs(self, tmp_path):
+        done = run("merge", *FIVE, "--method", "median", "-o", "x.weights.h5", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "takes the middle one of 5 values" in done.stderr
+        for name, found in stored(tmp_path / "x.weights.h5").items():
+            stack = np.stack([stored(path)[name] for path in FIVE])
+            assert np.array_equal(found, np.median(stack, axis=0)), name
+
+    def test_the_trimmed_mean_drops_both_ends(self, tmp_path):
+        done = run("merge", *FIVE, "--method", "trimmed-mean", "--trim", "0.2", "--json", "-o",
+                   "x.weights.h5", cwd=tmp_path)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        record = json.loads(done.stdout)
+        assert record["method"] == "trimmed-mean"
+        assert record["method_summary"] == "drops the lowest and the highest of 5 values"
+        assert record["selection"]["coefficients"] == "none"
+        for name, found in stored(tmp_path / "x.weights.h5").items():
+            stack = np.sort([stored(path)[name].astype("f8") for path in FIVE], axis=0)
+            assert np.array_equal(found, stack[1:4].mean(axis=0).astype("f4")), name
+
+    @pytest.mark.parametrize("method", SORTING)
+    def test_neither_order_nor_threads_nor_memory_change_a_bit(self, tmp_path, method):
+        ways = [THREE, THREE[::-1], [*THREE, "--threads", "1"],
+                [*THREE, "--threads", "3", "--memory-limit", "64MiB"]]  # fmt: skip
+        found = []
+        for number, way in enumerate(ways):
+            done = run("merge", *way, "--method", method, "-o", f"{number}.keras", cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+            values = stored(tmp_path / f"{number}.keras")
+            found.append({name: array.tobytes() for name, array in values.items()})
+        assert all(other == found[0] for other in found)
+
+    @pytest.mark.parametrize("method", SORTING)
+    def test_copies_of_one_checkpoint_give_that_checkpoint(self, tmp_path, method):
+        copies = [tmp_path / f"{i}.keras" for i in range(4)]
+        for copy in copies:
+            shutil.copyfile(THREE[0], copy)
+        done = run("merge", *copies, "--method", method, "-o", "x.keras", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        first = stored(THREE[0])
+        for name, found in stored(tmp_path / "x.keras").items():
+            assert found.tobytes() == first[name].tobytes(), name
+
+    def test_the_plan_says_what_is_dropped(self, tmp_path):
+        done = run("merge", *FIVE, "--method", "trimmed-mean", "--trim", "0.4", "--dry-run",
+                   cwd=tmp_path)  # fmt: skip
+        assert "method   trimmed-mean: drops the 2 lowest and the 2 highest of 5 values" in (
+            done.stdout
+        )
+        assert "coefficients: none" in done.stdout
+
+    def test_a_share_that_is_less_than_one_value_is_told(self, tmp_path):
+        done = run("merge", *FIVE, "--method", "trimmed-mean", "-o", "x.weights.h5", cwd=tmp_path)
+        assert "drops none of 5 values: --trim 0.1 of them is less than one" in done.stderr
+
+    @pytest.mark.parametrize("trim", ["0.5", "-0.1", "nan"])
+    def test_a_share_that_leaves_nothing_is_refused(self, tmp_path, trim):
+        done = run("merge", *FIVE, "--method", "trimmed-mean", "--trim", trim, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "--trim" in done.stderr
+        assert not contents(tmp_path)
+
+    @pytest.mark.parametrize("method", SORTING)
+    @pytest.mark.parametrize(
+        "option", [("--weights", "0.2,0.2,0.2,0.2,0.2"), ("--softmax", "1"), ("--decay", "0.9")]
+    )
+    def test_coefficients_are_refused_by_name(self, tmp_path, method, option):
+        done = run("merge", *FIVE, "--method", method, *option, cwd=tmp_path)
+        assert done.returncode == 2
+        assert option[0] in done.stderr
+        assert f"--method {method}" in done.stderr
+
+    @pytest.mark.parametrize("method", SORTING)
+    def test_nan_is_refused_unless_it_is_allowed(self, tmp_path, method):
+        paths = [tmp_path / f"{i}.weights.h5" for i in range(5)]
+        for path, source in zip(paths, FIVE, strict=True):
+            shutil.copyfile(source, path)
+        with h5py.File(paths[3], "r+") as file:
+            file[KERNEL][0, 0, 0, 1] = np.nan
+        arguments = ("merge", *paths, "--method", method, "-o", "x.weights.h5")
+        refused = run(*arguments, cwd=tmp_path)
+        assert refused.returncode == 1
+        assert "3.weights.h5" in refused.stderr
+        assert "[0, 0, 0, 1]" in refused.stderr or "(0, 0, 0, 1)" in refused.stderr
+        assert run(*arguments, "--allow-non-finite", cwd=tmp_path).returncode == 0
+        found = stored(tmp_path / "x.weights.h5")[KERNEL]
+        assert np.argwhere(np.isnan(found)).tolist() == [[0, 0, 0, 1]]

@@ -91,3 +91,13 @@ def test_the_last_epochs_are_the_last_in_the_history(trained, keras, merge, tmp_
     ]
     mean = (kernels[0].astype("f8") + kernels[1]) / 2
     np.testing.assert_array_equal(kernels[2], mean.astype("f4"))
+
+
+def test_keras_loads_the_median_of_a_run(trained, keras, merge, tmp_path):
+    folder, _ = trained
+    paths = sorted((folder / "plain").iterdir())
+    merge(paths, tmp_path / "x.keras", "--method", "median")
+    states = [keras.saving.load_model(path, compile=False).get_weights() for path in paths]
+    found = keras.saving.load_model(tmp_path / "x.keras", compile=False).get_weights()
+    for values, *inputs in zip(found, *states, strict=True):
+        np.testing.assert_array_equal(values, np.median(np.stack(inputs), axis=0))

@@ -206,6 +206,26 @@ class TestPeak:
             sparse(path, {"layers/dense/vars/0": ((elements // 1000, 1000), dtype)})
         averaged(room, paths, room / "out.weights.h5")
 
+    @pytest.mark.parametrize("method", ["median", "trimmed-mean"])
+    @pytest.mark.parametrize(
+        ("count", "dtype"), [(8, "f4"), (32, "f4"), (64, "f4"), (64, "f8"), (64, BFLOAT16)],
+        ids=["8", "32", "64", "64 of float64", "64 of bfloat16"],
+    )  # fmt: skip
+    def test_of_methods_that_keep_a_slab_of_each_checkpoint(self, room, method, count, dtype):
+        paths = [room / f"{i:02}.weights.h5" for i in range(count)]
+        size = np.dtype(dtype).itemsize
+        for i, path in enumerate(paths):
+            name = "layers/dense/vars/0"
+            offsets = sparse(
+                path, {name: ((1_000, 1_000), dtype), "layers/e/vars/0": ((9,), dtype)}
+            )
+            poke(path, offsets[name] + 999_999 * size, np.array([i], dtype))
+        output = room / "out.weights.h5"
+        averaged(room, paths, output, "--method", method)
+        last = peek(output, "layers/dense/vars/0", (-1, slice(-1, None)))
+        last = last.view(BFLOAT16) if dtype == BFLOAT16 else last
+        assert last.tolist() == np.array([(count - 1) / 2]).astype(dtype).tolist()
+
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
     def test_of_a_merge_into_another_dtype(self, room, dtype):
         paths = [room / f"{i}.weights.h5" for i in range(2)]

@@ -340,6 +340,15 @@ class TestContradictions:
             ({"minimize": True}, ("--minimize", "--scores")),
             ({"decay": 0.9}, ("--decay", "--method ema")),
             ({"method": "ema"}, ("--method ema", "--decay")),
+            ({"method": "median", "weights": [1, 0]}, ("--weights", "--method median")),
+            ({"method": "median", "weights": {"a": 1}}, ("--weights", "--method median")),
+            ({"method": "median", "softmax": 1}, ("--softmax", "--method median")),
+            ({"method": "median", "decay": 0.9}, ("--decay", "--method median")),
+            ({"method": "median", "trim": 0.1}, ("--trim", "--method trimmed-mean")),
+            ({"trim": 0.1}, ("--trim", "--method trimmed-mean")),
+            ({"method": "trimmed-mean", "weights": [1, 0]}, ("--weights", "--method trimmed-mean")),
+            ({"method": "trimmed-mean", "softmax": 1}, ("--softmax", "--method trimmed-mean")),
+            ({"method": "trimmed-mean", "decay": 0.9}, ("--decay", "--method trimmed-mean")),
         ],
     )
     def test_name_all_options(self, options, names):
