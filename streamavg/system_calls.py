@@ -60,22 +60,14 @@ def is_cached(descriptor: int, offset: int) -> bool | None:
 
 def read_ahead(descriptor: int, offset: int, size: int) -> None:
     """Asks the system to fetch bytes into the page cache meanwhile."""
-    _advise(descriptor, offset, size, "POSIX_FADV_WILLNEED")
-
-
-def start_writing_back(descriptor: int, offset: int, size: int) -> None:
-    """Asks the system to bring written bytes to the disk meanwhile.
-
-    On Linux this advice starts the transfer of what is not yet on the disk, without waiting for it
-    (mm/fadvise.c), so that a later fsync finds most of its work done.
-    """
-    _advise(descriptor, offset, size, "POSIX_FADV_DONTNEED")
-
-
-def _advise(descriptor: int, offset: int, size: int, advice: str) -> None:
-    if hasattr(os, "posix_fadvise") and hasattr(os, advice):
+    if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
-            os.posix_fadvise(descriptor, offset, size, getattr(os, advice))
+            os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+
+
+def flush_data(descriptor: int) -> None:
+    """Waits until the disk has what was written so far. Raises: OSError."""
+    getattr(os, "fdatasync", os.fsync)(descriptor)
 
 
 def allocate(descriptor: int, size: int) -> None:

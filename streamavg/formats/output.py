@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import secrets
+import threading
 from typing import TYPE_CHECKING, Self
 
 from streamavg import system_calls
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
+FLUSHED_AT_ONCE = 64 * 1024**2
+"""Bytes after which the disk is given work: enough for long writes."""
 _unfinished: set[OutputFile] = set()
 
 
@@ -48,7 +51,7 @@ class OutputFile:
     def __init__(self, path: Path, *, force: bool, fsync: bool = True) -> None:
         self.path = path
         self._force = force
-        self._fsync = fsync
+        self._flusher: _Flusher | None = None
         self._open = False
         refuse_taken(path, force=force)
         self.temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
@@ -58,6 +61,7 @@ class OutputFile:
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
                 self._descriptor = os.open(self.temporary, flags, 0o666)
                 self._open = True
+            self._flusher = _Flusher(self._descriptor) if fsync else None
         except BaseException:
             self.discard()
             raise
@@ -84,10 +88,10 @@ class OutputFile:
         with self.translated_errors():
             while len(view):
                 written = os.pwrite(self._descriptor, view, offset)
-                if self._fsync:
-                    system_calls.start_writing_back(self._descriptor, offset, written)
                 view = view[written:]
                 offset += written
+        if self._flusher is not None:
+            self._flusher.note(len(data))
 
     def read_at(self, offset: int, size: int) -> bytes:
         """The `size` bytes from `offset` on, which were written before. Raises: OutputError."""
@@ -108,12 +112,13 @@ class OutputFile:
     def commit(self) -> None:
         """Flushes the file to the disk, if so asked, and puts it in place. Raises: OutputError."""
         with self.translated_errors():
-            if self._fsync:
+            if self._flusher is not None:
+                self._flusher.finish()
                 os.fsync(self._descriptor)
             os.close(self._descriptor)
             self._open = False
             self._put_in_place()
-            if self._fsync:
+            if self._flusher is not None:
                 _flush_folder(self.path.parent)
         _unfinished.discard(self)
 
@@ -137,6 +142,8 @@ class OutputFile:
         """Removes what is not committed. Does nothing after `commit`."""
         if self._open:
             self._open = False
+            if self._flusher is not None:
+                self._flusher.wait()
             os.close(self._descriptor)
         with contextlib.suppress(OSError):
             self.temporary.unlink(missing_ok=True)
@@ -155,6 +162,48 @@ class OutputFile:
                 remedy = " Free some space, or write elsewhere with --output."
             reason = error.strerror or str(error)
             raise OutputError(self.path, f"cannot be written: {reason}.{remedy}") from error
+
+
+class _Flusher:
+    """Brings what was written to the disk meanwhile, so that little is left to do at the end.
+
+    One flush runs at a time, in a thread of its own, and takes all that was written before it.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+        self._unflushed = 0
+        self._running: threading.Thread | None = None
+        self._error: OSError | None = None
+
+    def note(self, count: int) -> None:
+        """Tells of `count` more bytes that were written."""
+        with self._lock:
+            self._unflushed += count
+            is_running = self._running is not None and self._running.is_alive()
+            if self._unflushed < FLUSHED_AT_ONCE or is_running:
+                return
+            self._unflushed = 0
+            self._running = threading.Thread(target=self._flush, daemon=True)
+            self._running.start()
+
+    def _flush(self) -> None:
+        try:
+            system_calls.flush_data(self._descriptor)
+        except OSError as error:  # the system tells of it once only
+            self._error = error
+
+    def wait(self) -> None:
+        """Returns when no flush is running."""
+        if self._running is not None and self._running.ident is not None:
+            self._running.join()
+
+    def finish(self) -> None:
+        """Waits for the last flush. Raises: OSError if one of them failed."""
+        self.wait()
+        if self._error is not None:
+            raise self._error
 
 
 def refuse_taken(path: Path, *, force: bool) -> None:

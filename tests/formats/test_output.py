@@ -1,8 +1,11 @@
+import errno
 import os
 
 import pytest
 
 import streamavg
+from streamavg import system_calls
+from streamavg.formats import output as output_module
 from streamavg.formats.output import OutputFile
 
 
@@ -94,3 +97,32 @@ def test_discarding_twice_or_after_committing_does_nothing(tmp_path):
     output.discard()
     output.discard()
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def write_in_pieces(path, **options):
+    with OutputFile(path, force=False, **options) as output:
+        for offset in range(0, 3000, 1000):
+            output.write_at(offset, b"x" * 1000)
+        output.commit()
+
+
+def test_what_is_written_is_flushed_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr(output_module, "FLUSHED_AT_ONCE", 1000)
+    flushed = []
+    monkeypatch.setattr(system_calls, "flush_data", flushed.append)
+    write_in_pieces(tmp_path / "a")
+    assert flushed
+    write_in_pieces(tmp_path / "b", fsync=False)
+    assert len(set(flushed)) == 1
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == b"x" * 3000
+
+
+def test_a_disk_that_fails_while_it_is_flushed_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(output_module, "FLUSHED_AT_ONCE", 1000)
+    monkeypatch.setattr(system_calls, "flush_data", fail)
+    with pytest.raises(streamavg.OutputError, match="Input/output error"):
+        write_in_pieces(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
