@@ -76,7 +76,7 @@ def _choice(name: str) -> click.Choice[str]:
 @click.option("--decay", type=float, metavar="D", help="Of --method ema: how much of the average "
               "is kept at each checkpoint, such as 0.9.")  # fmt: skip
 @click.option("--trim", type=float, metavar="F", help="Of --method trimmed-mean: the share of the "
-              "values that is dropped at each end. [default: 0.1]")  # fmt: skip
+              "values that is dropped at each end; 0.1 by default.")  # fmt: skip
 @click.option("--memory-limit", metavar="SIZE", help="Most memory the whole process may take, "
               "such as 64MiB. [default: 256MiB]")  # fmt: skip
 @click.option("--threads", type=int, metavar="N", help="Threads that read, average and write; by "
