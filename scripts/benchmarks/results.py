@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -109,14 +109,24 @@ class Report:
 
     @classmethod
     def load(cls, paths: Iterable[Path]) -> Report:
-        """Reads one or several reports as one; machine and settings are those of the last."""
+        """Reads one or several reports as one; machine and settings are those of the last.
+
+        What a later file measured again counts as further repeats.
+        """
         report = cls()
         for path in paths:
+            before: dict[tuple[str, str], int] = {}
+            for earlier in report.measurements:
+                key = earlier.mode, earlier.scenario
+                before[key] = max(before.get(key, 0), earlier.repeat)
             document = json.loads(path.read_text("utf-8"))
             report.machine |= document["machine"]
             report.settings |= document["settings"]
             report.scenarios += [Scenario(**entry) for entry in document["scenarios"]]
-            report.measurements += [Measurement(**entry) for entry in document["measurements"]]
+            for entry in document["measurements"]:
+                again = Measurement(**entry)
+                after = before.get((again.mode, again.scenario), 0)
+                report.measurements.append(replace(again, repeat=after + again.repeat))
             report.accuracy += [Accuracy(**entry) for entry in document["accuracy"]]
             report.profiles += [Profile(**entry) for entry in document["profiles"]]
             for text in document["notes"]:

@@ -60,3 +60,11 @@ def test_several_reports_are_read_as_one(report, tmp_path):
     both = Report.load([tmp_path / "a.json", tmp_path / "b.json"])
     assert both.measurements == report.measurements + other.measurements
     assert both.notes == ["this was left out"]
+
+
+def test_what_is_measured_again_counts_as_further_repeats(report, tmp_path):
+    report.save(tmp_path / "a.json")
+    both = Report.load([tmp_path / "a.json", tmp_path / "a.json"])
+    assert both.repeats("warm", "s") == [1, 2]
+    ratio = report.median_ratio("warm", "s", "streamavg", "L")
+    assert both.median_ratio("warm", "s", "streamavg", "L", repeat=2) == ratio
