@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 
 GIB = 1024**3
-PACKAGES = ("streamavg", "numpy", "h5py", "ml_dtypes", "keras")
+PACKAGES = ("streamavg", "numpy", "h5py", "ml_dtypes", "isal", "keras")
 TENSORFLOW = ("tensorflow", "tensorflow-cpu")
 
 

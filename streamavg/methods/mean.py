@@ -37,6 +37,10 @@ _HUGE = 2.0**900
 """From here on float64 values are summed scaled down, so that neither sums nor splits overflow."""
 _SCALE = 2.0**-200
 _HEADROOM = 2.0**60
+_HALVES_SCALE = 2.0**-112
+"""What float16 values are multiplied with when they are summed."""
+_MIDDLE = np.int32(-(2**31))
+"""The lower half of a float32 midway between two bfloat16 values, shifted to the upper half."""
 _BLOCK = 16384
 """Elements that are rounded at once, so that temporaries are small and stay in the cache."""
 
@@ -76,6 +80,8 @@ class _SingleSum:
     def __init__(self, dtype: np.dtype[Any], capacity: int, coefficients: Coefficients) -> None:
         self._numerators = coefficients.numerators
         self._total = float(coefficients.total)
+        if dtype == np.float16:
+            self._total *= _HALVES_SCALE
         self._sums = np.empty(capacity, np.float64)
         self._widened = _widener(dtype, capacity)
         self._scratches = self._sums
@@ -138,7 +144,7 @@ def _multiply_into(out: Doubles, values: NDArray[Any], numerator: float) -> None
 def _widener(dtype: np.dtype[Any], capacity: int) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """What makes float32 of shorter floats, which NumPy cannot add to float64 directly or fast.
 
-    Its result is valid until it is called again.
+    Its result is valid until it is called again, and scaled by `_HALVES_SCALE` for float16.
     """
     if dtype.kind == "V":
         return _Brains(capacity)
@@ -165,11 +171,12 @@ class _Brains:
 
 
 class _Halves:
-    """float16 as float32, exactly, in four passes of integer arithmetic.
+    """float16 as float32 scaled by 2**-112, exactly, in three passes of integer arithmetic.
 
-    NumPy converts float16 one by one. Instead the bits are shifted to where float32 has them, and
-    what comes out is multiplied by 2**112, the difference of the two exponents' biases; that is
-    exact for subnormals too. NaN and infinity have an exponent of their own and are left to NumPy.
+    NumPy converts float16 one by one. Instead the bits are shifted to where float32 has them: what
+    comes out is too small by 2**112, the difference of the two exponents' biases, which the sum
+    makes good at its end. Subnormals come out as subnormals. NaN and infinity have an exponent of
+    their own and are left to NumPy.
     Source: IEEE 754-2019, 3.4 (binary16: 5 exponent bits, bias 15; binary32: 8 bits, bias 127).
     """
 
@@ -182,13 +189,13 @@ class _Halves:
         halves = values.view(np.int16)
         magnitudes = np.bitwise_and(halves, 0x7FFF, out=self._magnitudes[: values.size])
         if int(np.maximum.reduce(magnitudes)) >= 0x7C00:
-            singles[...] = values
+            np.multiply(values, np.float32(_HALVES_SCALE), out=singles)
             return singles
         bits = singles.view(np.int32)
         np.copyto(bits, halves)  # the sign fills the upper half
         np.left_shift(bits, 13, out=bits)
         np.bitwise_and(bits, np.int32(~0x70000000), out=bits)
-        return np.multiply(singles, np.float32(2.0**112), out=singles)
+        return singles
 
 
 class _DoubleSum:
@@ -332,16 +339,17 @@ def _nearly_rounded(values: Doubles) -> NDArray[np.float32]:
     """The float32 values nearest to `values`, moved off the middle between two bfloat16 values.
 
     ml_dtypes converts float64 to bfloat16 by way of float32, which would round twice. That goes
-    wrong only where the first rounding lands on the very middle between two bfloat16 values: then
-    the last bit of the float32 is set to what the float64 says, below or above the middle. (It is
-    what rounding to odd does everywhere; see Boldo and Melquiond 2005.)
+    wrong only where the first rounding lands on the very middle between two bfloat16 values and was
+    not exact: then the last bit of the float32 is set to what the float64 says, below or above the
+    middle. (It is what rounding to odd does everywhere; see Boldo and Melquiond 2005.)
     """
     nearest = values.astype(np.float32)
     bits = nearest.view(np.int32)
-    middles = np.flatnonzero((bits & 0xFFFF) == 0x8000)
-    if middles.size:
-        magnitudes = np.abs(values[middles])
-        rounded = np.abs(nearest[middles]).astype(np.float64)
-        bits[middles] += (magnitudes > rounded).astype(np.int32)
-        bits[middles] -= (magnitudes < rounded).astype(np.int32)
+    is_wrong = np.left_shift(bits, 16) == _MIDDLE
+    is_wrong &= nearest != values
+    wrong = np.flatnonzero(is_wrong)
+    if wrong.size:
+        magnitudes = np.abs(values[wrong])
+        rounded = np.abs(nearest[wrong]).astype(np.float64)
+        bits[wrong] += np.where(magnitudes > rounded, 1, -1).astype(np.int32)
     return nearest

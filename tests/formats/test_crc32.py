@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamavg.formats.crc32 import RunningCrc, gaps, pieces
+from streamavg.formats.crc32 import RunningCrc, crc32, gaps, pieces
+from tests.builders import run_python
 
 
 @given(st.binary(max_size=500), st.lists(st.integers(0, 500)), st.randoms())
@@ -22,6 +23,27 @@ def test_pieces_in_any_order_give_the_crc_of_the_whole(content, cuts, random):
         assert left == sum(last - first for first, last in extents[number + 1 :])
     assert crc.value == zlib.crc32(content)
     assert crc.missing() == []
+
+
+@given(st.binary(max_size=500))
+def test_whichever_function_is_taken_gives_the_number_of_zlib(content):
+    assert crc32()(content) == zlib.crc32(content)
+    assert crc32()(memoryview(content)) == zlib.crc32(content)
+
+
+def test_the_function_of_isal_is_taken_where_that_is_installed():
+    isal_zlib = pytest.importorskip("isal.isal_zlib")
+    assert crc32() is isal_zlib.crc32
+
+
+def test_without_isal_zlib_does_it():
+    done = run_python(
+        "import sys, zlib\n"
+        "sys.modules['isal'] = None\n"
+        "from streamavg.formats.crc32 import crc32\n"
+        "assert crc32() is zlib.crc32"
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @given(st.binary(min_size=1, max_size=200), st.binary(max_size=200))
