@@ -41,7 +41,7 @@ LEVELS = [
     {"pairing"},
     {"matching"},
     {"planning"},
-    {"streaming", "record"},
+    {"streaming", "record", "measuring"},
     {"comparison"},
     {"plotting"},
     {"merging", "inspecting", "comparing"},
@@ -58,7 +58,7 @@ METHODS = (
     "methods.ranking",
     "methods.trimmed_mean",
 )
-ENGINE = ("pairing", "matching", "planning", "streaming", *METHODS)
+ENGINE = ("pairing", "matching", "planning", "streaming", "measuring", *METHODS)
 
 
 def modules():
