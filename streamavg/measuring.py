@@ -26,6 +26,7 @@ from streamavg.checkpoint import runs_of
 from streamavg.distances import Meter, Sums
 from streamavg.errors import MemoryLimitError, NonFiniteValuesError, UnsupportedFeatureError
 from streamavg.formats import MOST_DECODING
+from streamavg.page_buffer import PageBuffer
 from streamavg.planning import (
     MOST_SLAB_ELEMENTS,
     THREAD_BYTES,
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 MOST_BLOCK_ELEMENTS = 2**22
 """Of all checkpoints together: enough that each read of 64 of them is worth its call."""
+STEADY_BLOCK_ELEMENTS = 2**19
+"""The same, where sums must not depend on the limit: a few megabytes a thread."""
 LEAST_SLAB_ELEMENTS = 512
 _HEADER_BYTES = 1024**2
 """What the allocator takes beyond the buffers that are counted, and the result for the whole."""
@@ -65,6 +68,9 @@ class Allowance:
     """What the caller itself takes while the pass runs."""
     threads: int | None
     """As asked for; None for as many as are worth it and fit."""
+    is_steady: bool = False
+    """Whether slabs depend on the checkpoints alone. Then sums have the same bits with every limit
+    and number of threads."""
     remedies: tuple[str, ...] = ()
     """What else would make the job smaller, one sentence each."""
 
@@ -136,9 +142,10 @@ def plan_measuring(
     held = sorted((source.values.library_bytes for source in sources), reverse=True)
     fixed = allowance.reserved + _HEADER_BYTES + sum(held[:MOST_DECODING]) + allowance.besides
     longest = max(variable.size for variable in measured)
-    most = max(LEAST_SLAB_ELEMENTS, MOST_BLOCK_ELEMENTS // count)
+    block = STEADY_BLOCK_ELEMENTS if allowance.is_steady else MOST_BLOCK_ELEMENTS
+    most = max(LEAST_SLAB_ELEMENTS, block // count)
     wanted = min(MOST_SLAB_ELEMENTS, longest, most)
-    least = min(wanted, LEAST_SLAB_ELEMENTS)
+    least = wanted if allowance.is_steady else min(wanted, LEAST_SLAB_ELEMENTS)
     per_thread = THREAD_BYTES + _BLAS_BYTES + Meter.bytes_needed(count, wanted)
     per_element = count * max(variable.dtype.itemsize for variable in measured)
     threads = threads_for(sum(variable.size for variable in measured), allowance.threads)
@@ -223,7 +230,7 @@ class _Worker:
         self._variables = plan.variables
         itemsize = max(plan.variables[position].dtype.itemsize for position in plan.positions)
         size = len(self._sources) * plan.memory.slab_elements * itemsize
-        self._buffer = np.empty(size, np.uint8)
+        self._buffer = PageBuffer(size).window(0, size)
         self._meter = Meter(len(self._sources), plan.memory.slab_elements)
 
     def measure(self, run: Run) -> MeasuredRun:

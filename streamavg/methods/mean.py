@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from streamavg.coefficients import Coefficients
+    from streamavg.coefficients import Weighting
 
     Doubles = NDArray[np.float64]
     _Pair = tuple[Doubles, Doubles]
@@ -58,7 +58,7 @@ class Mean:
         return _SingleSum.bytes_per_element(dtype)
 
     def accumulator(
-        self, dtype: np.dtype[Any], capacity: int, coefficients: Coefficients
+        self, dtype: np.dtype[Any], capacity: int, coefficients: Weighting
     ) -> _SingleSum | _DoubleSum:
         """See `Method`."""
         if dtype == np.float64:
@@ -73,7 +73,7 @@ class _SingleSum:
     between two calls the threads wait for each other.
     """
 
-    def __init__(self, dtype: np.dtype[Any], capacity: int, coefficients: Coefficients) -> None:
+    def __init__(self, dtype: np.dtype[Any], capacity: int, coefficients: Weighting) -> None:
         self._numerators = coefficients.numerators
         self._total = float(coefficients.total)
         self._sums = np.empty(capacity, np.float64)
@@ -196,7 +196,7 @@ class _DoubleSum:
 
     ARRAYS = 11
 
-    def __init__(self, capacity: int, coefficients: Coefficients) -> None:
+    def __init__(self, capacity: int, coefficients: Weighting) -> None:
         self._numerators = coefficients.numerators
         total = coefficients.total
         if any(numerator != 1 for numerator in self._numerators):
