@@ -95,8 +95,8 @@ def _choice(name: str) -> click.Choice[str]:
 @click.option("--preprocessing", type=_choice("preprocessing"), default="equal", show_default=True,
               help="Normalization state and vocabularies.")  # fmt: skip
 @click.option("--batchnorm", type=_choice("batchnorm"), default="mean", show_default=True,
-              help="Moving variances of BatchNormalization: their mean, pooled with the spread of "
-              "the moving means, or the reference's, as the means then.")  # fmt: skip
+              help="Moving statistics of BatchNormalization: averaged; averaged, and the spread of "
+              "the means added to the variances; or the reference's.")  # fmt: skip
 @click.option("--match", type=_choice("match"), default="name", show_default=True,
               help="How the layers of legacy files are paired.")  # fmt: skip
 @click.option("--reference", metavar="CHECKPOINT",
@@ -280,6 +280,12 @@ def _coefficients(rules: Rules) -> str:
     return {"uniform": "uniform", "none": "none"}.get(rules.coefficients, "from --weights")
 
 
+def _measured(record: MergeRecord) -> str:
+    if not record.bytes_measured:
+        return ""
+    return f" ({format_size(record.bytes_measured)} of it before, to measure)"
+
+
 def _plan_lines(record: MergeRecord) -> list[str]:
     memory = record.memory
     lines = [
@@ -291,8 +297,9 @@ def _plan_lines(record: MergeRecord) -> list[str]:
         f"allowed ({memory.limit_origin}); {format_size(memory.reserved)} reserved; slabs of "
         f"{record.slab_elements:,} elements, {_count(record.threads, 'thread')}, "
         f"{record.access} reads",
-        f"bytes    {format_size(record.bytes_read)} to read, {format_size(record.bytes_written)} "
-        f"to write, {format_size(record.free_disk_bytes)} free on the disk",
+        f"bytes    {format_size(record.bytes_read)} to read{_measured(record)}, "
+        f"{format_size(record.bytes_written)} to write, "
+        f"{format_size(record.free_disk_bytes)} free on the disk",
         f"left out {_count(record.dropped, 'variable')}, {format_size(record.dropped_bytes)}",
         "variables:",
     ]

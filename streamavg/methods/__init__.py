@@ -82,7 +82,7 @@ METHODS: dict[str, Method] = {
         Mean(),
         Mean("ema"),
         Mean("geometric-median"),
-        Mean("slerp"),
+        Mean("slerp", "turns between"),
         Median(),
         TrimmedMean(),
     )

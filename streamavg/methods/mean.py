@@ -46,10 +46,11 @@ class Mean:
     """The weighted arithmetic mean."""
 
     name: str = "mean"
+    verb: str = "averages"
 
     def summary(self, count: int) -> str:
         """See `Method`."""
-        return f"averages {count} values"
+        return f"{self.verb} {count} values"
 
     def bytes_per_element(self, dtype: np.dtype[Any], output: np.dtype[Any], count: int) -> int:
         """See `Method`."""
