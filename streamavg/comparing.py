@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
@@ -252,19 +252,19 @@ def _measure(
     """Reads all values once. Returns: the whole model and its layers."""
     variables = plan.measuring.variables
     paths, total, layers = plan.paths, Sums.zeros(len(plan.sources)), []
-    by_layer = itertools.groupby(
-        measure(plan.measuring), key=lambda measured: variables[measured.run.position].layer
-    )
-    for name, of_runs in by_layer:
-        of_layer = Sums.zeros(len(paths))
-        for measured in of_runs:
-            of_layer.add(measured.sums)
-            if on_progress is not None:
-                on_progress(measured.nbytes)
-        total.add(of_layer)
-        keeps = plan.keeps_layer_matrices
-        layers.append(part_of(name, len(plan.layers[name]), of_layer, paths, keeps_matrices=keeps))
-    count = len(plan.measuring.positions)
+    count, keeps = len(plan.measuring.positions), plan.keeps_layer_matrices
+    with closing(measure(plan.measuring)) as runs:
+        for name, of_runs in itertools.groupby(
+            runs, key=lambda measured: variables[measured.run.position].layer
+        ):
+            of_layer = Sums.zeros(len(paths))
+            for measured in of_runs:
+                of_layer.add(measured.sums)
+                if on_progress is not None:
+                    on_progress(measured.nbytes)
+            total.add(of_layer)
+            size = len(plan.layers[name])
+            layers.append(part_of(name, size, of_layer, paths, keeps_matrices=keeps))
     whole = part_of(None, count, total, paths, keeps_matrices=True)
     return whole, tuple(layers)
 

@@ -37,7 +37,7 @@ from streamavg.planning import (
 from streamavg.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -184,8 +184,12 @@ def _refusal(needed: int, allowance: Allowance, threads: int) -> MemoryLimitErro
     )
 
 
-def measure(plan: MeasuringPlan, runs: Iterable[Run] | None = None) -> Iterator[MeasuredRun]:
+def measure(
+    plan: MeasuringPlan, runs: Iterable[Run] | None = None
+) -> Generator[MeasuredRun, None, None]:
     """Reads runs of all checkpoints and measures them.
+
+    Close it (`contextlib.closing`), so that no thread reads on if its user fails half-way.
 
     Args:
         plan: says whose values, in how many threads.

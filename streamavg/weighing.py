@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ from streamavg.planning import MergePlan, is_combined, summing_order
 from streamavg.selection.tables import listed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -115,10 +116,11 @@ def _weigh_checkpoints(
 ) -> MergePlan:
     """Gives the plan the coefficients of the geometric median."""
     distances = _CompensatedSum(len(measuring.sources))
-    for measured in measure(measuring):
-        distances.add(measured.sums.squared_distances)
-        if progress is not None:
-            progress(measured.nbytes)
+    with closing(measure(measuring)) as runs:
+        for measured in runs:
+            distances.add(measured.sums.squared_distances)
+            if progress is not None:
+                progress(measured.nbytes)
     order = plan.accumulation_order
     weights = Coefficients(tuple(plan.coefficients.numerators[index] for index in order))
     found = geometric_median(distances.value, weights)
@@ -188,13 +190,7 @@ def _weigh_variables(
     coefficients = Coefficients(tuple(plan.coefficients.numerators[index] for index in order))
     variables = list(plan.variables)
     opposite = []
-    by_variable = itertools.groupby(measure(measuring), key=lambda one: one.run.position)
-    for position, of_runs in by_variable:
-        sums = Sums.zeros(len(order))
-        for measured in of_runs:
-            sums.add(measured.sums)
-            if progress is not None:
-                progress(measured.nbytes)
+    for position, sums in _sums_of_variables(measuring, progress):
         first, second = sums.squared_norms.tolist()
         distance = float(sums.squared_distances[0, 1])
         found = interpolate((first, second), distance, coefficients)
@@ -215,6 +211,20 @@ def _weigh_variables(
             "which there is no way that turns evenly: interpolated linearly.",
         )
     return dataclasses.replace(plan, variables=tuple(variables), notes=notes)
+
+
+def _sums_of_variables(
+    measuring: MeasuringPlan, progress: Progress | None
+) -> Iterator[tuple[int, Sums]]:
+    """The position and the sums of each variable, in order."""
+    with closing(measure(measuring)) as runs:
+        for position, of_runs in itertools.groupby(runs, key=lambda one: one.run.position):
+            sums = Sums.zeros(len(measuring.sources))
+            for measured in of_runs:
+                sums.add(measured.sums)
+                if progress is not None:
+                    progress(measured.nbytes)
+            yield position, sums
 
 
 def _angle(found: Interpolation) -> str:

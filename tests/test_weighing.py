@@ -1,13 +1,15 @@
 """What a method must know of the values before it combines them: two passes over the files."""
 
 import math
+import os
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from streamavg import NonFiniteValuesError, OptionError, merge, plan
+from streamavg import ChangedFileError, NonFiniteValuesError, OptionError, merge, plan
 from streamavg.methods import geometric_median
 from tests.builders import BFLOAT16, DIGITS, write_weights
 from tests.oracle import read_arrays
@@ -133,6 +135,31 @@ class TestGeometricMedian:
     def test_names_a_limit_that_is_too_small(self, tmp_path):
         with pytest.raises(OptionError, match="--memory-limit"):
             plan(THREE, tmp_path / "o.keras", method="geometric-median", memory_limit="1MiB")
+
+    @pytest.mark.parametrize("method", ["geometric-median", "slerp"])
+    def test_that_is_interrupted_leaves_no_thread_and_no_output(self, tmp_path, method):
+        paths = clients(tmp_path, 2, size=600_000)
+
+        def interrupt(count):
+            raise KeyboardInterrupt
+
+        before = threading.active_count()
+        with pytest.raises(KeyboardInterrupt):
+            merge(paths, tmp_path / "out.weights.h5", method=method, threads=3,
+                  on_progress=interrupt)  # fmt: skip
+        assert threading.active_count() == before
+        assert sorted(tmp_path.iterdir()) == paths
+
+    def test_of_a_file_that_changes_between_the_passes_is_refused(self, tmp_path):
+        paths = clients(tmp_path, 3)
+
+        def change(count):
+            os.utime(paths[1], (1, 1))
+
+        with pytest.raises(ChangedFileError, match="client_1"):
+            merge(paths, tmp_path / "out.weights.h5", method="geometric-median",
+                  on_progress=change)  # fmt: skip
+        assert not (tmp_path / "out.weights.h5").exists()
 
     def test_refuses_what_is_not_finite_by_all_its_names(self, tmp_path):
         paths = clients(tmp_path, 4, client_1=np.nan, client_3=np.inf)
