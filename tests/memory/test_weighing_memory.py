@@ -11,15 +11,6 @@ from tests.memory.test_memory import averaged, sparse
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def room(tmp_path):
-    """A folder that is emptied when the test is over, whatever happened."""
-    folder = tmp_path / "room"
-    folder.mkdir()
-    yield folder
-    shutil.rmtree(folder)
-
-
 def clients(folder, count, layers, dtype="f4"):
     generator = np.random.default_rng(1)
     common = {layer: generator.normal(size=size) for layer, size in layers.items()}
