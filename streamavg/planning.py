@@ -429,8 +429,8 @@ def _batch_normalizations(reference: Checkpoint, settings: Settings) -> BatchNor
     what = "has no BatchNormalization layer"
     if found.unknown:
         what = (
-            f"does not tell which of its layers are BatchNormalizations; {_some(found.unknown)} "
-            "may be"
+            f"does not tell which variables are moving statistics of BatchNormalizations; "
+            f"{_some(found.unknown)} may be some"
         )
     raise OptionError(
         f"--batchnorm {settings.batchnorm}: {reference.path}: {what}. Use --batchnorm mean, which "
@@ -442,8 +442,8 @@ def _unknown_layers(found: BatchNormalizations, settings: Settings) -> list[str]
     if not found.unknown:
         return []
     return [
-        f"--batchnorm {settings.batchnorm}: the file does not tell the class of "
-        f"{_some(found.unknown)}, which may be BatchNormalizations too: their values are averaged."
+        f"--batchnorm {settings.batchnorm}: {_some(found.unknown)} may be BatchNormalizations "
+        "too, but the file does not tell their moving statistics: their values are averaged."
     ]
 
 

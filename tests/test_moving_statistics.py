@@ -122,6 +122,11 @@ class TestByPlace:
     def test_of_other_layers_there_are_none(self, tmp_path, layers):
         assert recognised(write_weights(tmp_path / "a.weights.h5", layers)) == ([], ())
 
+    def test_with_renormalization_may_be_some(self, tmp_path):
+        layers = {"layers/batch_normalization": vectors(7)}
+        path = write_weights(tmp_path / "a.weights.h5", layers)
+        assert recognised(path) == ([], ("layers/batch_normalization",))
+
     def test_that_are_not_as_keras_makes_them_may_be_some(self, tmp_path):
         layers = {"layers/batch_normalization": [*vectors(2), *vectors(2, size=4)]}
         path = write_weights(tmp_path / "a.weights.h5", layers)
@@ -286,12 +291,12 @@ class TestRefusals:
             write_weights(tmp_path / f"{i}.weights.h5", {"bn1": vectors(4), "d": vectors(1)})
             for i in range(2)
         ]
-        with pytest.raises(OptionError, match=r"'bn1' may be.*--batchnorm mean"):
+        with pytest.raises(OptionError, match=r"'bn1' may be some.*--batchnorm mean"):
             plan(paths, tmp_path / "out.weights.h5", batchnorm=policy)
 
     def test_are_a_note_where_others_are_recognised(self, tmp_path):
         layers = {"bn1": vectors(4), "layers/batch_normalization": vectors(4)}
         paths = [write_weights(tmp_path / f"{i}.weights.h5", layers) for i in range(2)]
         record = plan(paths, tmp_path / "out.weights.h5", batchnorm="pooled")
-        assert any("'bn1', which may be" in note for note in record.notes)
+        assert any("'bn1' may be BatchNormalizations too" in note for note in record.notes)
         assert plan(paths, tmp_path / "out.weights.h5").notes == ()
