@@ -1,6 +1,7 @@
 """`streamavg merge --method` and `--batchnorm`, as they are typed, on files that Keras wrote."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ class TestGeometricMedian:
 
     def test_says_how_it_found_them_and_what_it_reads(self, tmp_path):
         done = run("merge", *THREE, "--method", "geometric-median", "--dry-run", cwd=tmp_path)
-        assert "coefficients: geometric median, found in 54 iterations" in done.stdout
+        assert re.search(r"coefficients: geometric median, found in \d+ iterations", done.stdout)
         assert "11.2 KiB to read (5.6 KiB of it before, to measure)" in done.stdout
 
     def test_of_two_says_that_it_is_their_mean(self, tmp_path):
