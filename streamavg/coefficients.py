@@ -40,6 +40,26 @@ class Coefficients:
         return tuple(float(Fraction(numerator) / total) for numerator in self.numerators)
 
 
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """What the values of each checkpoint are multiplied with where it does not sum to 1. Unitless.
+
+    Methods that sum take them in place of coefficients: their numerators are divided by 1.
+    """
+
+    numerators: tuple[float, ...]
+    """Finite, none negative."""
+
+    @property
+    def total(self) -> Fraction:
+        """What the sum of the products is divided by."""
+        return Fraction(1)
+
+
+Weighting = Coefficients | Factors
+"""What a sum multiplies the values of each checkpoint with."""
+
+
 def coefficients_for(
     count: int, weights: Sequence[float] | None = None, *, normalize: bool = False
 ) -> Coefficients:

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
     StrPath = str | os.PathLike[str]
 
-MethodName = Literal["mean", "ema", "median", "trimmed-mean"]
+MethodName = Literal["mean", "ema", "median", "trimmed-mean", "geometric-median", "slerp"]
 Order = Literal["auto", "given", "natural", "mtime"]
 OutputDtype = Literal["keep", "float16", "bfloat16", "float32", "float64"]
 OptimizerPolicy = Literal["drop", "reference"]
 NonFloatPolicy = Literal["reference", "last", "equal"]
 PreprocessingPolicy = Literal["equal", "reference"]
+BatchNormPolicy = Literal["mean", "pooled", "reference"]
 MatchBy = Literal["name", "order"]
 AccessOption = Literal["auto", "buffered", "direct"]
 
@@ -29,6 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": get_args(OptimizerPolicy),
     "non_float": get_args(NonFloatPolicy),
     "preprocessing": get_args(PreprocessingPolicy),
+    "batchnorm": get_args(BatchNormPolicy),
     "match": get_args(MatchBy),
     "io": get_args(AccessOption),
 }
@@ -39,7 +41,9 @@ class MergeOptions(TypedDict, total=False):
 
     method: MethodName
     """The "mean" (default), or "ema", the exponential moving average, oldest checkpoint first; or,
-    robust against outliers, the elementwise "median" or "trimmed-mean"."""
+    robust against outliers, the elementwise "median" or "trimmed-mean", or the "geometric-median"
+    of whole checkpoints; or, between two, "slerp", spherical linear interpolation of each variable.
+    The last two read the values twice."""
     order: Order
     """In which the checkpoints are merged: as "given", in the "natural" order of their names
     (ckpt-2 before ckpt-10), or by modification time, "mtime". The default, "auto", is natural with
@@ -78,6 +82,9 @@ class MergeOptions(TypedDict, total=False):
     must be "equal"."""
     preprocessing: PreprocessingPolicy
     """Normalization state and vocabularies must be "equal" (default), or are the "reference"'s."""
+    batchnorm: BatchNormPolicy
+    """Moving variances of BatchNormalization layers are the "mean" (default), or "pooled", the mean
+    and how far the moving means are apart; or moving means and variances are the "reference"'s."""
     match: MatchBy
     """Pair the layers of legacy files by "name" (default) or by "order"."""
     reference: str | os.PathLike[str] | None
@@ -120,6 +127,7 @@ class Settings:
     optimizer: OptimizerPolicy = "drop"
     non_float: NonFloatPolicy = "reference"
     preprocessing: PreprocessingPolicy = "equal"
+    batchnorm: BatchNormPolicy = "mean"
     match: MatchBy = "name"
     reference: str | os.PathLike[str] | None = None
     memory_limit: int | str | None = None

@@ -42,6 +42,12 @@ from streamavg.errors import (
 from streamavg.formats import MOST_DECODING, default_output, output_format
 from streamavg.formats.output import refuse_taken
 from streamavg.matching import MatchedCheckpoints, differing
+from streamavg.methods.pooled import PooledVariance
+from streamavg.moving_statistics import (
+    BatchNormalizations,
+    MovingStatistics,
+    find_batch_normalizations,
+)
 from streamavg.page_buffer import STRETCH_BYTES
 from streamavg.units import format_size, parse_size
 
@@ -50,10 +56,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamavg.checkpoint import Checkpoint
-    from streamavg.coefficients import Coefficients
+    from streamavg.coefficients import Coefficients, Factors, Weighting
     from streamavg.formats import Format
     from streamavg.matching import Source
-    from streamavg.methods import Method
+    from streamavg.methods import Combining, Method
     from streamavg.options import Settings
     from streamavg.selection import Selection
 
@@ -79,6 +85,7 @@ LEAST_ELEMENTS_PER_THREAD = 4 * MOST_SLAB_ELEMENTS
 """Below it a thread takes longer to start than it saves."""
 THREAD_BYTES = 512 * 1024 + STRETCH_BYTES
 """What a further thread takes: its stack, its share of the allocator, and a stretch."""
+POOLED = PooledVariance()
 _SAMPLED_ELEMENTS = 256
 _SHOWN_NAMES = 3
 
@@ -87,6 +94,8 @@ class Action(enum.StrEnum):
     """What happens to a variable."""
 
     AVERAGE = "average"
+    POOL = "pooled"
+    """The pooled variance of BatchNormalization layers, see `streamavg.methods.pooled`."""
     CARRY = "carry"
     """Copied bit for bit from one checkpoint."""
     DROP = "drop"
@@ -104,6 +113,10 @@ class PlannedVariable:
     """Of the values written; None if it is dropped."""
     carried_from: int | None = None
     """Index of the checkpoint that it is copied from, in merge order."""
+    factors: Factors | None = None
+    """What the values of each checkpoint are multiplied with; None for the plan's coefficients."""
+    partner: int | None = None
+    """Of a pooled variance: position of the moving mean that it belongs to."""
 
     @property
     def output_bytes(self) -> int:
@@ -148,11 +161,21 @@ class MergePlan:
     allow_non_finite: bool
     free_disk_bytes: int
     notes: tuple[str, ...]
+    bytes_measured: int = 0
+    """Bytes of values that the method reads before it can combine any, of all checkpoints."""
 
     @property
     def coefficients(self) -> Coefficients:
         """One per checkpoint, in merge order."""
         return self.selection.coefficients
+
+    def weighting(self, planned: PlannedVariable) -> Weighting:
+        """What the values of each checkpoint are multiplied with for a variable."""
+        return self.coefficients if planned.factors is None else planned.factors
+
+    def combining(self, planned: PlannedVariable) -> Combining:
+        """What combines the values of a variable."""
+        return POOLED if planned.action == Action.POOL else self.method
 
     @property
     def reference(self) -> Checkpoint:
@@ -182,10 +205,11 @@ class MergePlan:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of values that will be read."""
+        """Bytes of values that will be read, those that are measured before included."""
         count = len(self.matched.sources)
-        times = {Action.AVERAGE: count, Action.CARRY: 1, Action.DROP: 0}
-        return sum(planned.variable.nbytes * times[planned.action] for planned in self.variables)
+        times = {Action.AVERAGE: count, Action.POOL: 2 * count, Action.CARRY: 1, Action.DROP: 0}
+        combined = (p.variable.nbytes * times[p.action] for p in self.variables)
+        return self.bytes_measured + sum(combined)
 
     @property
     def bytes_written(self) -> int:
@@ -234,13 +258,14 @@ def make_plan(
     refuse_meaningless(reference)
     _refuse_unreadable_bfloat16(written_as, settings)
     policy = _Policy(matched, settings)
-    variables = tuple(policy.decide(variable) for variable in reference.variables)
+    variables = tuple(map(policy.decide, range(len(reference.variables))))
     notes = [
         *selection.notes,
         *matched.notes,
         *reference.notes,
         *_losses(reference, variables, written_as),
         *_compare_carried(variables, matched, settings),
+        *policy.notes,
     ]
     access = _choose_access(matched, settings)
     plan = MergePlan(
@@ -339,6 +364,11 @@ def is_averaged(variable: Variable) -> bool:
     return variable.role == Role.WEIGHT and variable.kind == Kind.FLOAT
 
 
+def is_combined(planned: PlannedVariable) -> bool:
+    """Whether the values of all checkpoints go into what is written."""
+    return planned.action in {Action.AVERAGE, Action.POOL}
+
+
 class _Policy:
     """Decides what happens to a variable."""
 
@@ -348,8 +378,15 @@ class _Policy:
         self._last = len(paths) - 1
         self._dtype = None if settings.dtype == "keep" else dtype_named(settings.dtype)
         self._settings = settings
+        self._variables = matched.reference.variables
+        found = _batch_normalizations(matched.reference, settings)
+        self._moving = {
+            p: layer for layer in found.statistics for p in (layer.mean, layer.variance)
+        }
+        self.notes = _unknown_layers(found, settings)
 
-    def decide(self, variable: Variable) -> PlannedVariable:
+    def decide(self, position: int) -> PlannedVariable:
+        variable = self._variables[position]
         if variable.role == Role.OPTIMIZER and self._settings.optimizer == "drop":
             return PlannedVariable(variable, Action.DROP, "optimizer state", None)
         special = {
@@ -363,12 +400,51 @@ class _Policy:
         if variable.kind != Kind.FLOAT:
             source = self._last if self._settings.non_float == "last" else self._reference
             return self._carry(variable, f"{variable.kind} values", source)
+        if position in self._moving:
+            return self._decide_moving(position, self._moving[position])
         return PlannedVariable(
             variable, Action.AVERAGE, "float values", self._dtype or variable.dtype
         )
 
+    def _decide_moving(self, position: int, layer: MovingStatistics) -> PlannedVariable:
+        variable = self._variables[position]
+        if self._settings.batchnorm == "reference":
+            return self._carry(variable, "moving statistics", self._reference)
+        dtype = self._dtype or variable.dtype
+        if position == layer.mean:
+            return PlannedVariable(variable, Action.AVERAGE, "moving mean", dtype)
+        return PlannedVariable(variable, Action.POOL, "moving variance", dtype, partner=layer.mean)
+
     def _carry(self, variable: Variable, reason: str, source: int) -> PlannedVariable:
         return PlannedVariable(variable, Action.CARRY, reason, variable.dtype, source)
+
+
+def _batch_normalizations(reference: Checkpoint, settings: Settings) -> BatchNormalizations:
+    """Those that need a policy of their own. Raises: OptionError, if there are none to be told."""
+    if settings.batchnorm == "mean":
+        return BatchNormalizations(())
+    found = find_batch_normalizations(reference)
+    if found.statistics:
+        return found
+    what = "has no BatchNormalization layer"
+    if found.unknown:
+        what = (
+            f"does not tell which variables are moving statistics of BatchNormalizations; "
+            f"{_some(found.unknown)} may be some"
+        )
+    raise OptionError(
+        f"--batchnorm {settings.batchnorm}: {reference.path}: {what}. Use --batchnorm mean, which "
+        "averages all statistics."
+    )
+
+
+def _unknown_layers(found: BatchNormalizations, settings: Settings) -> list[str]:
+    if not found.unknown:
+        return []
+    return [
+        f"--batchnorm {settings.batchnorm}: {_some(found.unknown)} may be BatchNormalizations "
+        "too, but the file does not tell their moving statistics: their values are averaged."
+    ]
 
 
 def _compare_carried(
@@ -378,7 +454,9 @@ def _compare_carried(
     positions = [
         position
         for position, planned in enumerate(variables)
-        if planned.action == Action.CARRY and planned.variable.role == Role.WEIGHT
+        if planned.action == Action.CARRY
+        and planned.variable.role == Role.WEIGHT
+        and planned.variable.kind != Kind.FLOAT
     ]
     reference = matched.reference
     findings: list[str] = []
@@ -500,7 +578,8 @@ def _bytes_per_element(planned: PlannedVariable, method: Method, count: int) -> 
     read = planned.variable.dtype.itemsize
     if planned.action == Action.CARRY:
         return read
-    held = method.bytes_per_element(planned.variable.dtype, planned.dtype, count)
+    combining = POOLED if planned.action == Action.POOL else method
+    held = combining.bytes_per_element(planned.variable.dtype, planned.dtype, count)
     return read + held + planned.dtype.itemsize + 1
 
 
@@ -521,7 +600,7 @@ def summing_order(
     Returns:
         Indices of the checkpoints, by a digest of the sample, then by coefficient.
     """
-    sizes = [p.variable.size if p.action == Action.AVERAGE else 0 for p in variables]
+    sizes = [p.variable.size if is_combined(p) else 0 for p in variables]
     averaged = [position for position, size in enumerate(sizes) if size]
     most = max(sizes, default=0)
     largest = [position for position in averaged if sizes[position] == most]

@@ -51,11 +51,13 @@ class VariableRecord:
     dtype: str
     role: str
     action: str
-    """`average`, `carry` or `drop`."""
+    """`average`, `pooled`, `carry` or `drop`."""
     reason: str
     output_dtype: str | None
     carried_from: str | None
     """The checkpoint that a carried variable was copied from."""
+    factors: tuple[float, ...] | None
+    """What the values of each checkpoint were multiplied with, where it is not its coefficient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +92,13 @@ class MergeRecord:
     inputs: tuple[InputRecord, ...]
     variables: tuple[VariableRecord, ...]
     averaged: int
-    """Number of variables."""
+    """Number of variables, pooled ones included."""
     carried: int
     dropped: int
     bytes_read: int
-    """Of values, all checkpoints together."""
+    """Of values, all checkpoints together, in all passes."""
+    bytes_measured: int
+    """Of these, what is read before any values are combined; 0 for most methods."""
     bytes_written: int
     dropped_bytes: int
     """What leaving out the optimizer state saved in the output."""
@@ -156,10 +160,11 @@ def record_of(
             )
         ),
         variables=_variable_records(plan),
-        averaged=plan.count(Action.AVERAGE),
+        averaged=plan.count(Action.AVERAGE) + plan.count(Action.POOL),
         carried=plan.count(Action.CARRY),
         dropped=plan.count(Action.DROP),
         bytes_read=plan.bytes_read,
+        bytes_measured=plan.bytes_measured,
         bytes_written=plan.bytes_written,
         dropped_bytes=plan.dropped_bytes,
         slab_elements=plan.memory.slab_elements,
@@ -190,6 +195,7 @@ def _variable_records(plan: MergePlan) -> tuple[VariableRecord, ...]:
             reason=planned.reason,
             output_dtype=None if planned.dtype is None else dtype_name(planned.dtype),
             carried_from=None if planned.carried_from is None else paths[planned.carried_from],
+            factors=None if planned.factors is None else planned.factors.numerators,
         )
         for planned in plan.variables
     )

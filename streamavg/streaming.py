@@ -29,7 +29,7 @@ from streamavg.access import Access
 from streamavg.checkpoint import Kind, Run, Slab
 from streamavg.errors import NonFiniteValuesError, OptionError
 from streamavg.page_buffer import PageBuffer, SlabBuffer
-from streamavg.planning import Action
+from streamavg.planning import Action, is_combined
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -56,6 +56,8 @@ class _Task:
     slab: Slab
     planned: PlannedVariable
     """The first of its variables; the others are averaged in the same way."""
+    reads: Slab
+    """What is read of each checkpoint: the slab, or with what belongs to it before it."""
 
     @property
     def itemsize(self) -> int:
@@ -73,7 +75,7 @@ def stream(plan: MergePlan, writer: CheckpointWriter, progress: Progress | None 
 
     Raises:
         NonFiniteValuesError: NaN or Inf in an input, unless the plan allows it.
-        OptionError: a mean does not fit the output dtype.
+        OptionError: a result does not fit the output dtype.
         FormatError: an input cannot be read, changed, or does not match its checksum.
         OutputError: the output cannot be written.
 
@@ -165,15 +167,21 @@ def _group_key(plan: MergePlan, position: int) -> tuple[object, ...] | None:
     planned = plan.variables[position]
     if planned.action != Action.AVERAGE or planned.variable.size > plan.memory.grouped_elements:
         return None
-    return planned.variable.dtype, planned.dtype
+    return planned.variable.dtype, planned.dtype, planned.factors
 
 
 def _runs_alone(plan: MergePlan, position: int) -> Iterator[_Task]:
     planned = plan.variables[position]
     size, most = planned.variable.size, plan.memory.slab_elements
+    if planned.partner is not None:  # both halves of what is read fit a slab together
+        most = max(1, plan.memory.grouped_elements // 2)
     for start in range(0, size, most):
         run = Run(position, start, min(most, size - start))
-        yield _Task(Slab((run,), run.count), planned)
+        slab = reads = Slab((run,), run.count)
+        if planned.partner is not None:
+            belonging = Run(planned.partner, run.start, run.count)
+            reads = Slab((belonging, run), 2 * run.count)
+        yield _Task(slab, planned, reads)
 
 
 def _runs_together(plan: MergePlan, positions: Iterator[int]) -> Iterator[_Task]:
@@ -182,13 +190,18 @@ def _runs_together(plan: MergePlan, positions: Iterator[int]) -> Iterator[_Task]
     for position in positions:
         size = plan.variables[position].variable.size
         if runs and count + size > plan.memory.grouped_elements:
-            yield _Task(Slab(tuple(runs), count), plan.variables[runs[0].position])
+            yield _together(plan, runs, count)
             runs, count = [], 0
         if size:
             runs.append(Run(position, 0, size))
             count += size
     if runs:
-        yield _Task(Slab(tuple(runs), count), plan.variables[runs[0].position])
+        yield _together(plan, runs, count)
+
+
+def _together(plan: MergePlan, runs: Sequence[Run], count: int) -> _Task:
+    slab = Slab(tuple(runs), count)
+    return _Task(slab, plan.variables[runs[0].position], slab)
 
 
 def _with_next(tasks: Iterator[_Task], distance: int) -> Iterator[tuple[_Task, _Task | None]]:
@@ -215,25 +228,26 @@ class _Worker:
         self._writer = writer
         self._queue = queue
         self._sources = plan.matched.sources
-        self._buffer = SlabBuffer(plan.memory.slab_elements * plan.widest_read)
+        self._capacity = max(2, plan.memory.slab_elements)
+        self._buffer = SlabBuffer(self._capacity * plan.widest_read)
         self._results = PageBuffer(plan.memory.slab_elements * plan.widest_written)
         self._accumulator: Accumulator | None = None
-        self._accumulates: np.dtype[Any] | None = None
+        self._accumulates: object = None
 
     def handle(self, item: tuple[_Task, _Task | None]) -> None:
         """Handles one slab, and lets the system fetch a later one meanwhile."""
         task, later = item
         if later is not None and self._plan.access == Access.READ_AHEAD:
             for checkpoint in self._readers(later.planned):
-                self._sources[checkpoint].values.read_ahead(later.slab, later.itemsize)
-        if task.planned.action == Action.AVERAGE:
-            self._average(task.slab, task.planned)
+                self._sources[checkpoint].values.read_ahead(later.reads, later.itemsize)
+        if is_combined(task.planned):
+            self._combine(task)
         elif task.planned.variable.kind == Kind.STRING:
             self._carry_strings(task.slab, task.planned)
         else:
             self._carry(task.slab, task.planned)
         readers = len(self._readers(task.planned))
-        self._queue.advance(task.slab.count * task.itemsize * readers)
+        self._queue.advance(task.reads.count * task.itemsize * readers)
 
     def _readers(self, planned: PlannedVariable) -> Sequence[int]:
         """Indices of the checkpoints that a variable is read from, in the order of reading."""
@@ -241,22 +255,22 @@ class _Worker:
             return (planned.carried_from,)
         return self._plan.accumulation_order
 
-    def _average(self, slab: Slab, planned: PlannedVariable) -> None:
+    def _combine(self, task: _Task) -> None:
         """Combines one slab of all checkpoints and writes it."""
-        dtype = planned.variable.dtype
-        accumulator = self._accumulator_for(dtype)
-        accumulator.start(slab.count)
+        slab, planned, dtype = task.slab, task.planned, task.planned.variable.dtype
+        accumulator = self._accumulator_for(planned)
+        accumulator.start(task.reads.count)
         for checkpoint in self._plan.accumulation_order:
             source = self._sources[checkpoint].values
-            values = source.read_slab(slab, dtype, self._buffer)
-            source.note(slab, values)
+            values = source.read_slab(task.reads, dtype, self._buffer)
+            source.note(slab, values[-slab.count :])
             accumulator.add(values, checkpoint)
         if not self._plan.allow_non_finite and not accumulator.all_finite():
-            self._blame_non_finite(slab, dtype)
+            self._blame_non_finite(task.reads, dtype)
         assert planned.dtype is not None, "an averaged variable is written"
         result = self._writer.result(slab, planned.dtype, self._results)
         accumulator.result(result)
-        if planned.dtype != dtype and not self._plan.allow_non_finite:
+        if self._may_overflow(planned) and not self._plan.allow_non_finite:
             self._refuse_overflow(slab, result, planned)
         self._writer.write_slab(slab, result)
 
@@ -279,14 +293,22 @@ class _Worker:
         source.values.read_into(run.position, run.start, values)
         self._writer.write(run.position, run.start, values)
 
-    def _accumulator_for(self, dtype: np.dtype[Any]) -> Accumulator:
-        if self._accumulator is None or self._accumulates != dtype:
+    def _accumulator_for(self, planned: PlannedVariable) -> Accumulator:
+        dtype, weighting = planned.variable.dtype, self._plan.weighting(planned)
+        wanted = planned.action, dtype, weighting
+        if self._accumulator is None or self._accumulates != wanted:
             self._accumulator = None  # the old one is freed before the new one is made
-            self._accumulator = self._plan.method.accumulator(
-                dtype, self._plan.memory.slab_elements, self._plan.coefficients
+            self._accumulator = self._plan.combining(planned).accumulator(
+                dtype, self._capacity, weighting
             )
-            self._accumulates = dtype
+            self._accumulates = wanted
         return self._accumulator
+
+    @staticmethod
+    def _may_overflow(planned: PlannedVariable) -> bool:
+        """Whether finite values can give a result that its dtype has no place for."""
+        is_bounded = planned.action == Action.AVERAGE and planned.factors is None
+        return planned.dtype != planned.variable.dtype or not is_bounded
 
     def _blame_non_finite(self, slab: Slab, dtype: np.dtype[Any]) -> None:
         """Finds the first value that is NaN or Inf, in the order of the checkpoints."""
@@ -318,7 +340,9 @@ class _Worker:
         finite = np.isfinite(result)
         if not finite.all():
             variable = self._locate(slab, int(np.argmin(finite)))[0]
+            remedy = f"Use --dtype keep ({variable.dtype}) or a wider one."
+            if planned.dtype == variable.dtype:
+                remedy = "Use a wider --dtype."
             raise OptionError(
-                f"variable {variable.path!r}: its mean does not fit {planned.dtype}. "
-                f"Use --dtype keep ({variable.dtype}) or a wider one."
+                f"variable {variable.path!r}: its result does not fit {planned.dtype}. {remedy}"
             )

@@ -35,13 +35,14 @@ LEVELS = [
     {"selection.tables"},
     {"selection.scores"},
     {"selection"},
-    {"methods.mean", "methods.ranking", "distances"},
-    {"methods.median", "methods.trimmed_mean"},
+    {"methods.mean", "methods.ranking", "methods.geometric_median", "methods.slerp", "distances"},
+    {"methods.median", "methods.trimmed_mean", "methods.pooled"},
     {"methods"},
-    {"pairing"},
+    {"pairing", "moving_statistics"},
     {"matching"},
     {"planning"},
-    {"streaming", "record"},
+    {"streaming", "record", "measuring"},
+    {"weighing"},
     {"comparison"},
     {"plotting"},
     {"merging", "inspecting", "comparing"},
@@ -55,10 +56,14 @@ METHODS = (
     "methods",
     "methods.mean",
     "methods.median",
+    "methods.geometric_median",
+    "methods.pooled",
     "methods.ranking",
+    "methods.slerp",
     "methods.trimmed_mean",
 )
-ENGINE = ("pairing", "matching", "planning", "streaming", *METHODS)
+ENGINE = ("pairing", "matching", "planning", "streaming", "measuring", "weighing",
+          "moving_statistics", *METHODS)  # fmt: skip
 
 
 def modules():

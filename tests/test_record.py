@@ -13,7 +13,7 @@ from tests.builders import BFLOAT16, DIGITS, LAYOUTS, LOGGED, write_weights
 
 PAIR = [DIGITS / "epoch-19.keras", DIGITS / "epoch-20.keras"]
 KEYS = {
-    "access",
+    "access", "bytes_measured",
     "schema_version", "streamavg_version", "method", "method_summary", "output", "output_format",
     "output_has_config", "reference", "inputs", "variables", "averaged", "carried", "dropped",
     "bytes_read", "bytes_written", "dropped_bytes", "slab_elements", "threads", "free_disk_bytes",
@@ -22,10 +22,11 @@ KEYS = {
 INPUT_KEYS = {"path", "format", "producer", "file_bytes", "coefficient", "score"}
 SELECTION_KEYS = {
     "given", "order", "picked", "left_out", "coefficients", "softmax", "decay", "metric",
-    "maximize", "scores_from",
+    "maximize", "scores_from", "iterations",
 }  # fmt: skip
 VARIABLE_KEYS = {
     "path", "shape", "dtype", "role", "action", "reason", "output_dtype", "carried_from",
+    "factors",
 }  # fmt: skip
 MEMORY_KEYS = {"limit", "limit_origin", "reserved", "projected", "measured"}
 
@@ -84,6 +85,7 @@ class TestTheContents:
             "given": 2, "order": "given", "picked": "all", "left_out": [],
             "coefficients": "weights", "softmax": None, "decay": None,
             "metric": None, "maximize": None, "scores_from": None,
+            "iterations": None,
         }  # fmt: skip
         assert [entry["score"] for entry in document["inputs"]] == [None, None]
 

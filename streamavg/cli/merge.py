@@ -71,8 +71,9 @@ def _choice(name: str) -> click.Choice[str]:
 @click.option("--softmax", type=float, metavar="T", help="Weight by exp(score / T), or "
               "exp(-score / T) where less is better.")  # fmt: skip
 @click.option("--method", type=_choice("method"), default="mean", show_default=True,
-              help="The mean, or the exponential moving average, oldest first; or, robust against "
-              "outliers, the elementwise median or trimmed mean.")  # fmt: skip
+              help="The mean, or the exponential moving average, oldest first; robust against "
+              "outliers, the elementwise median or trimmed mean, or the geometric median of whole "
+              "checkpoints; or slerp between two.")  # fmt: skip
 @click.option("--decay", type=float, metavar="D", help="Of --method ema: how much of the average "
               "is kept at each checkpoint, such as 0.9.")  # fmt: skip
 @click.option("--trim", type=float, metavar="F", help="Of --method trimmed-mean: the share of the "
@@ -93,6 +94,9 @@ def _choice(name: str) -> click.Choice[str]:
               help="Where integers, bools and strings come from.")  # fmt: skip
 @click.option("--preprocessing", type=_choice("preprocessing"), default="equal", show_default=True,
               help="Normalization state and vocabularies.")  # fmt: skip
+@click.option("--batchnorm", type=_choice("batchnorm"), default="mean", show_default=True,
+              help="Moving statistics of BatchNormalization: averaged; averaged, and the spread of "
+              "the means added to the variances; or the reference's.")  # fmt: skip
 @click.option("--match", type=_choice("match"), default="name", show_default=True,
               help="How the layers of legacy files are paired.")  # fmt: skip
 @click.option("--reference", metavar="CHECKPOINT",
@@ -125,31 +129,29 @@ def command(
     from streamavg.merging import merge, plan
 
     chosen = cast("MergeOptions", options)
-    if dry_run:
-        record = plan(checkpoints, output, **chosen)
-        _check_record_file(record_file, record)
-        if as_json:
-            _print_json(record)
-        else:
-            click.echo("\n".join(_plan_lines(record)))
-    else:
-        with choose_progress(shown=not (quiet or no_progress)) as progress:
+    task = "measuring" if dry_run else "averaging"
+    with choose_progress(shown=not (quiet or no_progress), task=task) as progress:
 
-            def begin(planned: MergeRecord) -> None:
-                _check_record_file(record_file, planned)
-                progress.begin(planned.bytes_read)
+        def begin(planned: MergeRecord) -> None:
+            _check_record_file(record_file, planned)
+            expected = planned.bytes_measured if dry_run else planned.bytes_read
+            if expected or not dry_run:
+                progress.begin(expected)
 
-            def advance(count: int) -> None:
-                raise_remembered()
-                progress.advance(count)
+        def advance(count: int) -> None:
+            raise_remembered()
+            progress.advance(count)
 
-            record = merge(checkpoints, output, on_plan=begin, on_progress=advance, **chosen)
-        if as_json:
-            _print_json(record)
-        if not quiet:
-            for note in record.notes:
-                click.echo(f"note: {note}", err=True)
-            click.echo(_summary(record), err=True)
+        work = plan if dry_run else merge
+        record = work(checkpoints, output, on_plan=begin, on_progress=advance, **chosen)
+    if as_json:
+        _print_json(record)
+    elif dry_run:
+        click.echo("\n".join(_plan_lines(record)))
+    if not (dry_run or quiet):
+        for note in record.notes:
+            click.echo(f"note: {note}", err=True)
+        click.echo(_summary(record), err=True)
     if record_file is not None:
         record.save(Path(record_file))
 
@@ -269,11 +271,19 @@ def _selection_lines(rules: Rules, count: int) -> list[str]:
 
 
 def _coefficients(rules: Rules) -> str:
+    if rules.coefficients == "geometric-median":
+        return f"geometric median, found in {_count(rules.iterations or 0, 'iteration')}"
     if rules.softmax is not None:
         return f"softmax of the scores, temperature {rules.softmax:g}"
     if rules.decay is not None:
         return f"moving average, decay {rules.decay:g}"
     return {"uniform": "uniform", "none": "none"}.get(rules.coefficients, "from --weights")
+
+
+def _measured(record: MergeRecord) -> str:
+    if not record.bytes_measured:
+        return ""
+    return f" ({format_size(record.bytes_measured)} of it before, to measure)"
 
 
 def _plan_lines(record: MergeRecord) -> list[str]:
@@ -287,8 +297,9 @@ def _plan_lines(record: MergeRecord) -> list[str]:
         f"allowed ({memory.limit_origin}); {format_size(memory.reserved)} reserved; slabs of "
         f"{record.slab_elements:,} elements, {_count(record.threads, 'thread')}, "
         f"{record.access} reads",
-        f"bytes    {format_size(record.bytes_read)} to read, {format_size(record.bytes_written)} "
-        f"to write, {format_size(record.free_disk_bytes)} free on the disk",
+        f"bytes    {format_size(record.bytes_read)} to read{_measured(record)}, "
+        f"{format_size(record.bytes_written)} to write, "
+        f"{format_size(record.free_disk_bytes)} free on the disk",
         f"left out {_count(record.dropped, 'variable')}, {format_size(record.dropped_bytes)}",
         "variables:",
     ]

@@ -1,4 +1,4 @@
-"""How the values of one slab are combined: one file a method, pure NumPy, no files, no threads.
+"""How the values of checkpoints are combined: one file a method, pure NumPy, no files, no threads.
 
 A new method is one new file here and one line in `METHODS`.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from streamavg.coefficients import Coefficients
+    from streamavg.coefficients import Weighting
 
 
 class Accumulator(Protocol):
@@ -43,17 +43,8 @@ class Accumulator(Protocol):
         ...
 
 
-class Method(Protocol):
-    """A way to combine checkpoints."""
-
-    @property
-    def name(self) -> str:
-        """As on the command line."""
-        ...
-
-    def summary(self, count: int) -> str:
-        """What it does with the values of `count` checkpoints, in a few words."""
-        ...
+class Combining(Protocol):
+    """A way to combine the values of one variable."""
 
     def bytes_per_element(self, dtype: np.dtype[Any], output: np.dtype[Any], count: int) -> int:
         """Bytes that an accumulator takes per element of its capacity, temporaries included.
@@ -66,9 +57,22 @@ class Method(Protocol):
         ...
 
     def accumulator(
-        self, dtype: np.dtype[Any], capacity: int, coefficients: Coefficients
+        self, dtype: np.dtype[Any], capacity: int, coefficients: Weighting
     ) -> Accumulator:
         """Makes an accumulator for slabs of up to `capacity` elements of `dtype`."""
+        ...
+
+
+class Method(Combining, Protocol):
+    """A way to combine checkpoints."""
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        ...
+
+    def summary(self, count: int) -> str:
+        """What it does with the values of `count` checkpoints, in a few words."""
         ...
 
 
@@ -77,11 +81,15 @@ METHODS: dict[str, Method] = {
     for method in (
         Mean(),
         Mean("ema"),
+        Mean("geometric-median"),
+        Mean("slerp", "turns between"),
         Median(),
         TrimmedMean(),
     )
 }
-"""An exponential moving average is a mean: only its coefficients are special."""
+"""An exponential moving average and a geometric median are means: only their coefficients are
+special. So is slerp, with factors for each variable. `streamavg.weighing` finds what follows from
+the values."""
 
 
 def method_named(name: str, trim: float | None = None) -> Method:

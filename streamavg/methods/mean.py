@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from streamavg.coefficients import Coefficients
+    from streamavg.coefficients import Weighting
 
     Doubles = NDArray[np.float64]
     _Pair = tuple[Doubles, Doubles]
@@ -50,10 +50,11 @@ class Mean:
     """The weighted arithmetic mean."""
 
     name: str = "mean"
+    verb: str = "averages"
 
     def summary(self, count: int) -> str:
         """See `Method`."""
-        return f"averages {count} values"
+        return f"{self.verb} {count} values"
 
     def bytes_per_element(self, dtype: np.dtype[Any], output: np.dtype[Any], count: int) -> int:
         """See `Method`."""
@@ -62,7 +63,7 @@ class Mean:
         return _SingleSum.bytes_per_element(dtype)
 
     def accumulator(
-        self, dtype: np.dtype[Any], capacity: int, coefficients: Coefficients
+        self, dtype: np.dtype[Any], capacity: int, coefficients: Weighting
     ) -> _SingleSum | _DoubleSum:
         """See `Method`."""
         if dtype == np.float64:
@@ -77,7 +78,7 @@ class _SingleSum:
     between two calls the threads wait for each other.
     """
 
-    def __init__(self, dtype: np.dtype[Any], capacity: int, coefficients: Coefficients) -> None:
+    def __init__(self, dtype: np.dtype[Any], capacity: int, coefficients: Weighting) -> None:
         self._numerators = coefficients.numerators
         self._total = float(coefficients.total)
         if dtype == np.float16:
@@ -203,7 +204,7 @@ class _DoubleSum:
 
     ARRAYS = 11
 
-    def __init__(self, capacity: int, coefficients: Coefficients) -> None:
+    def __init__(self, capacity: int, coefficients: Weighting) -> None:
         self._numerators = coefficients.numerators
         total = coefficients.total
         if any(numerator != 1 for numerator in self._numerators):

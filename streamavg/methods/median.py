@@ -26,7 +26,7 @@ from streamavg.methods.ranking import BLOCKS, Ranking
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from streamavg.coefficients import Coefficients
+    from streamavg.coefficients import Weighting
 
 _TEMPORARY_BYTES = 64
 """For each element of a block: two values as keys, bits and float64, their mean, its rounding."""
@@ -48,9 +48,7 @@ class Median:
         """See `Method`."""
         return Ranking.bytes_per_element(dtype, count) + _TEMPORARY_BYTES // BLOCKS
 
-    def accumulator(
-        self, dtype: np.dtype[Any], capacity: int, coefficients: Coefficients
-    ) -> _Middle:
+    def accumulator(self, dtype: np.dtype[Any], capacity: int, coefficients: Weighting) -> _Middle:
         """See `Method`. The coefficients tell no more than how many checkpoints there are."""
         return _Middle(dtype, capacity, len(coefficients.numerators))
 

@@ -27,7 +27,7 @@ from streamavg.methods.ranking import BLOCKS, Ranking
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from streamavg.coefficients import Coefficients
+    from streamavg.coefficients import Weighting
 
 DEFAULT_TRIM = 0.1
 
@@ -70,7 +70,7 @@ class TrimmedMean:
         block = rows + Mean().bytes_per_element(dtype, output, count) + 4
         return Ranking.bytes_per_element(dtype, count) + -(-block // BLOCKS)
 
-    def accumulator(self, dtype: np.dtype[Any], capacity: int, coefficients: Coefficients) -> _Kept:
+    def accumulator(self, dtype: np.dtype[Any], capacity: int, coefficients: Weighting) -> _Kept:
         """See `Method`. The coefficients tell no more than how many checkpoints there are."""
         count = len(coefficients.numerators)
         return _Kept(dtype, capacity, count, self.dropped(count))

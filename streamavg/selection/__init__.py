@@ -62,7 +62,7 @@ class Rules:
     left_out: tuple[LeftOut, ...]
     """In the same order."""
     coefficients: str
-    """`uniform`, `weights`, `softmax` or `ema`; `none` where a method has none."""
+    """`uniform`, `weights`, `softmax`, `ema` or `geometric-median`; `none` of methods without."""
     softmax: float | None
     """The temperature, in the unit of the scores."""
     decay: float | None
@@ -72,6 +72,8 @@ class Rules:
     """Whether more is better; None if there are no scores."""
     scores_from: str | None
     """The file, or "file names"."""
+    iterations: int | None = None
+    """Of the geometric median, once it is found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,7 @@ def select(paths: Iterable[StrPath], settings: Settings) -> Selection:
     candidates = _last(ordered, settings.last)
     scores = None if settings.scores is None else read_scores(candidates, given, settings)
     picked, ties = _best(candidates, scores, settings.best)
+    _refuse_count(settings, len(picked))
     taken = set(picked)
     left_out = tuple(path for path in ordered if path not in taken)
     for path in left_out:
@@ -135,6 +138,14 @@ def select(paths: Iterable[StrPath], settings: Settings) -> Selection:
     )
 
 
+def _refuse_count(settings: Settings, count: int) -> None:
+    if settings.method == "slerp" and count != 2:
+        raise OptionError(
+            f"--method slerp: interpolates between two checkpoints, {count} given. Pick two with "
+            "--last 2 or --best 2, or use --method mean."
+        )
+
+
 def refuse_contradictions(settings: Settings) -> None:
     """Refuses options that exclude each other, or that do nothing without another.
 
@@ -157,6 +168,10 @@ def refuse_contradictions(settings: Settings) -> None:
         "--method trimmed-mean": settings.method == "trimmed-mean",
         "--trim": settings.trim is not None,
         "--decay": settings.decay is not None,
+        "--method geometric-median": settings.method == "geometric-median",
+        "--method slerp": settings.method == "slerp",
+        "--allow-non-finite": settings.allow_non_finite,
+        "--batchnorm pooled": settings.batchnorm == "pooled",
         f"--order {settings.order}": settings.order in {"natural", "mtime"},
     }
     for one, other in _EXCLUSIVE:
@@ -180,6 +195,10 @@ _EXCLUSIVE = (
     ("--weights", "--method ema"),
     ("--softmax", "--method ema"),
     *product(("--weights", "--softmax", "--decay"), ("--method median", "--method trimmed-mean")),
+    *product(("--allow-non-finite",), ("--method geometric-median", "--method slerp")),
+    *product(
+        ("--batchnorm pooled",), ("--method median", "--method trimmed-mean", "--method slerp")
+    ),
 )
 _NEEDED = {
     "--best": ("--scores",),
@@ -318,8 +337,8 @@ def _count(option: str, value: object, candidates: Sequence[Path]) -> int:
 
 
 def _origin(settings: Settings) -> str:
-    if settings.method == "ema":
-        return "ema"
+    if settings.method in {"ema", "geometric-median"}:
+        return settings.method
     if settings.method in {"median", "trimmed-mean"}:
         return "none"
     if settings.softmax is not None:

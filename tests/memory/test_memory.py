@@ -104,15 +104,6 @@ def peek(path, name, selection):
         return file[name][selection]
 
 
-@pytest.fixture
-def room(tmp_path):
-    """A folder that is emptied when the test is over, whatever happened."""
-    folder = tmp_path / "room"
-    folder.mkdir()
-    yield folder
-    shutil.rmtree(folder)
-
-
 class TestPeak:
     def test_of_half_a_gigabyte_in_one_variable(self, room):
         shape = (131_072, 1_024)

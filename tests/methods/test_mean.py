@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from streamavg.coefficients import coefficients_for
+from streamavg.coefficients import Factors, coefficients_for
 from streamavg.methods.mean import Mean, round_into
 from tests.contracts.accumulating import DTYPES, AccumulatorContract, combine
 from tests.oracle import BFLOAT16, exact_mean, rounded, ulp
@@ -187,3 +187,18 @@ def test_around_every_middle_of_two_bfloat16_values_it_is_rounded_once(sign):
         out = np.empty(values.size, BFLOAT16)
         round_into(sign * values, out)
         assert np.array_equal(np.abs(out).view(np.uint16), nearest)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("numerators", [(0.75, 0.5), (1.5, 0.25), (1.0, 0.0)])
+def test_factors_are_not_divided_by_their_sum(dtype, numerators):
+    generator = np.random.default_rng(3)
+    arrays = [(generator.integers(-64, 64, 33) / 8).astype(dtype) for _ in range(2)]
+    accumulator = Mean().accumulator(dtype, 33, Factors(numerators))
+    accumulator.start(33)
+    for index, values in enumerate(arrays):
+        accumulator.add(values, index)
+    out = np.empty(33, dtype)
+    accumulator.result(out)
+    exact = sum(f * values.astype("f8") for f, values in zip(numerators, arrays, strict=True))
+    assert out.tolist() == exact.astype(dtype).tolist()
