@@ -498,7 +498,8 @@ class _Checking:
         order = list(FindingKind)
 
         def key(finding: Finding) -> tuple[int, int]:
-            return order.index(finding.kind), min((place[p] for p in finding.paths), default=-1)
+            places = [place[path] for path in finding.paths if path in place]
+            return order.index(finding.kind), min(places, default=-1)
 
         return Check(
             schema_version=SCHEMA_VERSION,
