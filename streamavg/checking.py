@@ -180,7 +180,7 @@ class _Checking:
     reference: Checkpoint | None = None
     sources: list[Source] = field(default_factory=list)
     """Checkpoints that match the reference."""
-    values: ReadValues = field(default_factory=lambda: ReadValues("none", 0, 0, 0))
+    values: ReadValues = field(default_factory=lambda: ReadValues("none", 0, 0, 0, 0))
     memory: MemoryRecord | None = None
 
     # --- findings ---------------------------------------------------------------------------------
@@ -440,6 +440,7 @@ class _Checking:
         is_all = runs is None or sum(run.count for run in runs) == elements
         self.values = ReadValues(
             scope="all" if is_all else "sample",
+            checkpoints=len(plan.sources),
             elements=elements,
             sampled=0 if measured is None else measured.sampled,
             bytes_read=bytes_read,

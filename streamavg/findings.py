@@ -86,6 +86,8 @@ class ReadValues:
 
     scope: str
     """Where NaN and Inf were looked for: in `all` values, in a `sample`, or in `none`."""
+    checkpoints: int
+    """How many checkpoints that was: those that match the reference."""
     elements: int
     """Of one checkpoint."""
     sampled: int

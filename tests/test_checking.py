@@ -514,7 +514,9 @@ class TestJson:
             "path", "format", "producer", "file_bytes", "optimizer_bytes", "distance",
         }  # fmt: skip
         assert set(document["refusals"][0]) == {"kind", "paths", "variable", "text"}
-        assert set(document["values"]) == {"scope", "elements", "sampled", "bytes_read"}
+        assert set(document["values"]) == {
+            "scope", "checkpoints", "elements", "sampled", "bytes_read",
+        }  # fmt: skip
         assert document["thresholds"] == {
             "distant": DISTANT, "near_duplicates": NEAR_DUPLICATES,
         }  # fmt: skip

@@ -159,16 +159,16 @@ def _findings(label: str, findings: Sequence[Finding]) -> Iterator[str]:
 
 def _summary(found: Check) -> str:
     values, memory = found.values, found.memory
+    count = len(found.checkpoints)
+    whose = "" if values.checkpoints == count else f" of the {values.checkpoints} that match"
     read = {
-        "all": "all values were read",
-        "sample": "only a sample of the values was read",
+        "all": f"all values{whose} were read",
+        "sample": f"only a sample of the values{whose} was read",
         "none": "no values were read",
     }[values.scope]
     distances = ""
     if values.sampled:
-        share = f"{values.sampled:,} of {values.elements:,} values"
-        distances = f", distances are of {share}"
-    count = len(found.checkpoints)
+        distances = f", distances are of {values.sampled:,} of {values.elements:,} values"
     return (
         f"Checked {count} checkpoint{'s' * (count != 1)}: {read}{distances}; "
         f"{format_size(values.bytes_read)} read in {found.seconds:.2f} s, peak memory "
