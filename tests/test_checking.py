@@ -264,7 +264,7 @@ class TestOtherModels:
 
     def test_may_be_the_reference(self):
         found = checked(MISMATCHED / "wider.keras", *THREE)
-        finding = only(found.warnings, FindingKind.STRUCTURE)
+        finding = only(found.warnings, FindingKind.ODD_REFERENCE)
         assert finding.paths == (str(MISMATCHED / "wider.keras"),)
         assert "may be the one that does not belong" in finding.text
 
@@ -272,6 +272,16 @@ class TestOtherModels:
         wider = MISMATCHED / "wider.keras"
         found = checked(wider, *THREE, reference=THREE[0])
         assert {finding.paths for finding in found.refusals} == {(str(wider),)}
+
+    def test_of_thousands_of_variables_are_told_by_the_first_and_a_count(self, tmp_path):
+        names = [f"layers/dense_{i}" for i in range(checking.MOST_REMARKS + 50)]
+        one, other = (
+            write_weights(tmp_path / f"{size}.weights.h5", {n: dense(shape=(size,)) for n in names})
+            for size in (2, 3)
+        )
+        found = refusals(one, other)
+        assert len(found) == checking.MOST_REMARKS + 1
+        assert found[-1].text == f"{other}: and 50 more differences from the reference."
 
     def test_are_none_where_layers_are_paired_by_order(self, tmp_path):
         one = dense_legacy(tmp_path / "a.h5", ["encoder", "decoder"], first=1.0)
@@ -528,7 +538,8 @@ class TestJson:
     def test_knows_these_kinds(self):
         """A kind is part of the schema: one that goes away is another version."""
         assert set(FindingKind) == {
-            "too-few", "same-file", "unreadable", "being-written", "structure", "configuration",
+            "too-few", "same-file", "unreadable", "being-written", "odd-reference",
+            "structure", "configuration",
             "preprocessing", "non-float", "non-finite", "same-values", "near-duplicates",
             "distant", "keras-version", "optimizer", "not-compared",
         }  # fmt: skip

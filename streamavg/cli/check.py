@@ -104,18 +104,21 @@ def command(
 def _lines(found: Check) -> Iterator[str]:
     """The answer, a row for each checkpoint, and what was found."""
     from streamavg.comparison import short_names, shortened
+    from streamavg.findings import FindingKind
 
     paths = [checkpoint.path for checkpoint in found.checkpoints]
     names = shortened(short_names(paths), _WIDEST_NAME)
     yield found.answer()
     if found.refusals and len(found.others) > 1:
         yield f"The {len(found.others)} without a refusal can be averaged."
+    yield from (f.text for f in found.warnings if f.kind == FindingKind.ODD_REFERENCE)
     yield ""
     header = ["", "checkpoint", "Keras", "size", "optimizer", "distance", "state"]
     rows = [_row(found, *each) for each in zip(found.checkpoints, names, strict=True)]
     yield from _table([header, *rows])
     yield from _findings("refused", found.refusals)
-    yield from _findings("warning", found.warnings)
+    others = [f for f in found.warnings if f.kind != FindingKind.ODD_REFERENCE]
+    yield from _findings("warning", others)
 
 
 def _row(found: Check, checkpoint: CheckedCheckpoint, name: str) -> list[str]:

@@ -56,7 +56,13 @@ class TestTheFirstLine:
         assert second == "The 3 without a refusal can be averaged."
 
     def test_claims_nothing_about_the_others_if_the_reference_is_refused(self):
-        assert lines(ROOT / "README.md", WIDER, *THREE)[1] == ""
+        shown = lines(ROOT / "README.md", WIDER, *THREE)
+        assert not [line for line in shown if "without a refusal" in line]
+
+    def test_is_followed_by_a_reference_that_no_other_is_like(self):
+        shown = lines(WIDER, *THREE, "--optimizer", "drop")
+        assert shown[1].startswith(f"{WIDER}: is what the others are compared with, and differs")
+        assert not [line for line in shown if line.startswith("warning")]
 
     def test_says_that_only_a_sample_was_looked_at(self, tmp_path):
         paths = [

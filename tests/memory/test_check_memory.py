@@ -65,6 +65,20 @@ class TestPeak:
             shutil.copyfile(paths[0], path)
         checked(room, paths)
 
+    def test_of_64_checkpoints_that_differ_in_every_variable(self, room):
+        paths = [room / f"{i:02}.weights.h5" for i in range(64)]
+        for path, units in zip(paths[:2], (4, 5), strict=True):
+            names = {
+                f"layers/dense_{i}/vars/{k}": ((units, 2), "f4")
+                for i in range(1_500)
+                for k in (0, 1)
+            }
+            sparse(path, names)
+        for path in paths[2:]:
+            shutil.copyfile(paths[1], path)
+        document = checked(room, paths, code=1)
+        assert len(document["refusals"]) > 63 * 200
+
     def test_of_several_threads(self, room):
         checked(room, walk(room, 8, {"layers/dense": 1_500_000}), "--threads", "4")
 
