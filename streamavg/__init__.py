@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from streamavg.version import __version__
 
 if TYPE_CHECKING:
+    from streamavg.checking import CheckOptions, check
     from streamavg.checkpoint import Checkpoint, Role, Variable
     from streamavg.comparing import CompareOptions, compare
     from streamavg.comparison import Comparison
     from streamavg.errors import (
+        BeingWrittenError,
         ChangedFileError,
         CoefficientError,
         CorruptFileError,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
         UnsafeFileError,
         UnsupportedFeatureError,
     )
+    from streamavg.findings import Check, CheckedCheckpoint, Finding, FindingKind
     from streamavg.formats import open_checkpoint
     from streamavg.inspecting import CheckpointSummary, inspect
     from streamavg.merging import merge, plan
@@ -40,13 +43,19 @@ if TYPE_CHECKING:
     from streamavg.record import MergeRecord
 
 _HOME_OF = {
+    "BeingWrittenError": "streamavg.errors",
     "ChangedFileError": "streamavg.errors",
+    "Check": "streamavg.findings",
+    "CheckOptions": "streamavg.checking",
+    "CheckedCheckpoint": "streamavg.findings",
     "Checkpoint": "streamavg.checkpoint",
     "CheckpointSummary": "streamavg.inspecting",
     "CoefficientError": "streamavg.errors",
     "CompareOptions": "streamavg.comparing",
     "Comparison": "streamavg.comparison",
     "CorruptFileError": "streamavg.errors",
+    "Finding": "streamavg.findings",
+    "FindingKind": "streamavg.findings",
     "FormatError": "streamavg.errors",
     "IncompatibleCheckpointsError": "streamavg.errors",
     "MemoryLimitError": "streamavg.errors",
@@ -62,6 +71,7 @@ _HOME_OF = {
     "UnsafeFileError": "streamavg.errors",
     "UnsupportedFeatureError": "streamavg.errors",
     "Variable": "streamavg.checkpoint",
+    "check": "streamavg.checking",
     "compare": "streamavg.comparing",
     "inspect": "streamavg.inspecting",
     "merge": "streamavg.merging",
@@ -81,13 +91,19 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "BeingWrittenError",
     "ChangedFileError",
+    "Check",
+    "CheckOptions",
+    "CheckedCheckpoint",
     "Checkpoint",
     "CheckpointSummary",
     "CoefficientError",
     "CompareOptions",
     "Comparison",
     "CorruptFileError",
+    "Finding",
+    "FindingKind",
     "FormatError",
     "IncompatibleCheckpointsError",
     "MemoryLimitError",
@@ -104,6 +120,7 @@ __all__ = [
     "UnsupportedFeatureError",
     "Variable",
     "__version__",
+    "check",
     "compare",
     "inspect",
     "merge",

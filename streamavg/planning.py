@@ -264,7 +264,7 @@ def make_plan(
         *matched.notes,
         *reference.notes,
         *_losses(reference, variables, written_as),
-        *_compare_carried(variables, matched, settings),
+        *compare_non_float(matched, settings),
         *policy.notes,
     ]
     access = _choose_access(matched, settings)
@@ -447,16 +447,16 @@ def _unknown_layers(found: BatchNormalizations, settings: Settings) -> list[str]
     ]
 
 
-def _compare_carried(
-    variables: Sequence[PlannedVariable], matched: MatchedCheckpoints, settings: Settings
-) -> list[str]:
-    """Tells which non-float variables are not the same in all checkpoints, or refuses them."""
+def compare_non_float(matched: MatchedCheckpoints, settings: Settings) -> list[str]:
+    """Tells which non-float variables are not the same in all checkpoints, or refuses them.
+
+    Raises:
+        IncompatibleCheckpointsError: they must be equal and are not.
+    """
     positions = [
         position
-        for position, planned in enumerate(variables)
-        if planned.action == Action.CARRY
-        and planned.variable.role == Role.WEIGHT
-        and planned.variable.kind != Kind.FLOAT
+        for position, variable in enumerate(matched.reference.variables)
+        if variable.role == Role.WEIGHT and variable.kind != Kind.FLOAT
     ]
     reference = matched.reference
     findings: list[str] = []
