@@ -34,7 +34,10 @@ if TYPE_CHECKING:
         UnsafeFileError,
         UnsupportedFeatureError,
     )
-    from streamavg.evaluation.rebuilding import rebuild
+    from streamavg.evaluation.connectivity import PathEvaluation, evaluate_path
+    from streamavg.evaluation.evaluating import EvaluateOptions, evaluate
+    from streamavg.evaluation.rebuilding import RebuildRecord, rebuild
+    from streamavg.evaluation.verdict import Evaluation
     from streamavg.formats import open_checkpoint
     from streamavg.inspecting import CheckpointSummary, inspect
     from streamavg.merging import merge, plan
@@ -49,6 +52,8 @@ _HOME_OF = {
     "CompareOptions": "streamavg.comparing",
     "Comparison": "streamavg.comparison",
     "CorruptFileError": "streamavg.errors",
+    "EvaluateOptions": "streamavg.evaluation.evaluating",
+    "Evaluation": "streamavg.evaluation.verdict",
     "FormatError": "streamavg.errors",
     "IncompatibleCheckpointsError": "streamavg.errors",
     "MemoryLimitError": "streamavg.errors",
@@ -59,6 +64,8 @@ _HOME_OF = {
     "NonFiniteValuesError": "streamavg.errors",
     "OptionError": "streamavg.errors",
     "OutputError": "streamavg.errors",
+    "PathEvaluation": "streamavg.evaluation.connectivity",
+    "RebuildRecord": "streamavg.evaluation.rebuilding",
     "Role": "streamavg.checkpoint",
     "StreamAvgError": "streamavg.errors",
     "UnknownFormatError": "streamavg.errors",
@@ -66,6 +73,8 @@ _HOME_OF = {
     "UnsupportedFeatureError": "streamavg.errors",
     "Variable": "streamavg.checkpoint",
     "compare": "streamavg.comparing",
+    "evaluate": "streamavg.evaluation.evaluating",
+    "evaluate_path": "streamavg.evaluation.connectivity",
     "inspect": "streamavg.inspecting",
     "merge": "streamavg.merging",
     "open_checkpoint": "streamavg.formats",
@@ -92,6 +101,8 @@ __all__ = [
     "CompareOptions",
     "Comparison",
     "CorruptFileError",
+    "EvaluateOptions",
+    "Evaluation",
     "FormatError",
     "IncompatibleCheckpointsError",
     "MemoryLimitError",
@@ -102,6 +113,8 @@ __all__ = [
     "NonFiniteValuesError",
     "OptionError",
     "OutputError",
+    "PathEvaluation",
+    "RebuildRecord",
     "Role",
     "StreamAvgError",
     "UnknownFormatError",
@@ -110,6 +123,8 @@ __all__ = [
     "Variable",
     "__version__",
     "compare",
+    "evaluate",
+    "evaluate_path",
     "inspect",
     "merge",
     "open_checkpoint",
