@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         IncompatibleCheckpointsError,
         MemoryLimitError,
         MissingDependencyError,
+        ModelMismatchError,
         NonFiniteValuesError,
         OptionError,
         OutputError,
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
         UnsafeFileError,
         UnsupportedFeatureError,
     )
+    from streamavg.evaluation.connectivity import PathEvaluation, evaluate_path
+    from streamavg.evaluation.evaluating import EvaluateOptions, evaluate
+    from streamavg.evaluation.rebuilding import RebuildRecord, rebuild
+    from streamavg.evaluation.verdict import Evaluation
     from streamavg.findings import Check, CheckedCheckpoint, Finding, FindingKind
     from streamavg.formats import open_checkpoint
     from streamavg.inspecting import CheckpointSummary, inspect
@@ -54,6 +59,8 @@ _HOME_OF = {
     "CompareOptions": "streamavg.comparing",
     "Comparison": "streamavg.comparison",
     "CorruptFileError": "streamavg.errors",
+    "EvaluateOptions": "streamavg.evaluation.evaluating",
+    "Evaluation": "streamavg.evaluation.verdict",
     "Finding": "streamavg.findings",
     "FindingKind": "streamavg.findings",
     "FormatError": "streamavg.errors",
@@ -62,9 +69,12 @@ _HOME_OF = {
     "MergeOptions": "streamavg.options",
     "MergeRecord": "streamavg.record",
     "MissingDependencyError": "streamavg.errors",
+    "ModelMismatchError": "streamavg.errors",
     "NonFiniteValuesError": "streamavg.errors",
     "OptionError": "streamavg.errors",
     "OutputError": "streamavg.errors",
+    "PathEvaluation": "streamavg.evaluation.connectivity",
+    "RebuildRecord": "streamavg.evaluation.rebuilding",
     "Role": "streamavg.checkpoint",
     "StreamAvgError": "streamavg.errors",
     "UnknownFormatError": "streamavg.errors",
@@ -73,10 +83,13 @@ _HOME_OF = {
     "Variable": "streamavg.checkpoint",
     "check": "streamavg.checking",
     "compare": "streamavg.comparing",
+    "evaluate": "streamavg.evaluation.evaluating",
+    "evaluate_path": "streamavg.evaluation.connectivity",
     "inspect": "streamavg.inspecting",
     "merge": "streamavg.merging",
     "open_checkpoint": "streamavg.formats",
     "plan": "streamavg.merging",
+    "rebuild": "streamavg.evaluation.rebuilding",
 }
 
 
@@ -102,6 +115,8 @@ __all__ = [
     "CompareOptions",
     "Comparison",
     "CorruptFileError",
+    "EvaluateOptions",
+    "Evaluation",
     "Finding",
     "FindingKind",
     "FormatError",
@@ -110,9 +125,12 @@ __all__ = [
     "MergeOptions",
     "MergeRecord",
     "MissingDependencyError",
+    "ModelMismatchError",
     "NonFiniteValuesError",
     "OptionError",
     "OutputError",
+    "PathEvaluation",
+    "RebuildRecord",
     "Role",
     "StreamAvgError",
     "UnknownFormatError",
@@ -122,8 +140,11 @@ __all__ = [
     "__version__",
     "check",
     "compare",
+    "evaluate",
+    "evaluate_path",
     "inspect",
     "merge",
     "open_checkpoint",
     "plan",
+    "rebuild",
 ]

@@ -27,7 +27,7 @@ from streamavg.errors import (
 )
 from streamavg.version import __version__
 
-COMMANDS = ("merge", "check", "compare", "inspect")
+COMMANDS = ("merge", "check", "compare", "inspect", "rebuild", "evaluate")
 EXIT_REFUSED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 
@@ -65,9 +65,7 @@ def main() -> NoReturn:
     interrupts.listen()
     debug = "--debug" in sys.argv
     try:
-        outcome = streamavg.main(standalone_mode=False)
-    except click.exceptions.Exit as exit_:
-        code = exit_.exit_code
+        code = streamavg.main(standalone_mode=False) or 0  # what a command passed to `exit`
     except (KeyboardInterrupt, click.Abort):
         code = _complain("interrupted; nothing was written.", EXIT_INTERRUPTED)
     except interrupts.Terminated:
@@ -90,8 +88,6 @@ def main() -> NoReturn:
         code = _complain(
             f"internal error, {what}. Please report it with what --debug prints.", EXIT_REFUSED
         )
-    else:
-        code = outcome if isinstance(outcome, int) else 0  # what a command exits with
     sys.exit(code)
 
 
