@@ -35,7 +35,9 @@ MOST_LEARNED = 10
 number of trials that anybody waits for."""
 _STEP = 1.5
 """Of the first trials of a learned soup: one checkpoint weighs e**1.5, some 4.5 times another."""
-_COEFFICIENT_TOLERANCE = 0.01
+_LEAST_COEFFICIENT = 0.001
+"""Of a learned soup: whoever would have less is no member."""
+_NUMBER_TOLERANCE = 0.01
 _SCORE_TOLERANCE = 1e-6
 _WORST = 1e300
 """Stands for a score that is no number, where a minimiser would compute with it."""
@@ -248,7 +250,7 @@ def learned(search: Search) -> Soup:
     """The soup of the best `MOST_LEARNED` candidates with the coefficients that score best.
 
     Coefficients are the softmax of one number a candidate, the last number being 0, so that they
-    are positive and sum to 1 whatever the numbers are. The numbers are found by the method of
+    sum to 1 whatever the numbers are; those below 0.001 are 0. The numbers are found by the method of
     Nelder and Mead, "A simplex method for function minimization", 1965, with the parameters of Gao
     and Han, 2012, that adapt to their count. It starts at the uniform soup, and is done when the
     numbers and the scores of its simplex agree within 0.01 and 1e-6, or after the trials that it
@@ -272,7 +274,7 @@ def learned(search: Search) -> Soup:
             options={
                 "initial_simplex": np.vstack([start, _STEP * np.eye(unknowns)]),
                 "maxfev": left if math.isfinite(left) else MOST_TRIALS,
-                "xatol": _COEFFICIENT_TOLERANCE,
+                "xatol": _NUMBER_TOLERANCE,
                 "fatol": _SCORE_TOLERANCE,
                 "adaptive": True,
             },
@@ -284,9 +286,11 @@ def learned(search: Search) -> Soup:
 def _softmax_soup(members: tuple[int, ...], numbers: NDArray[np.float64]) -> Soup:
     logits = np.append(numbers, 0.0)
     numerators = np.exp(logits - logits.max())
-    if (numerators == 1).all():
-        return Soup(members)
-    return Soup(members, tuple(map(float, numerators)))
+    kept = np.flatnonzero(numerators >= _LEAST_COEFFICIENT * numerators.sum())
+    taken = tuple(members[index] for index in kept)
+    if (numerators[kept] == 1).all():
+        return Soup(taken)
+    return Soup(taken, tuple(map(float, numerators[kept])))
 
 
 def load_optimizer() -> Any:
