@@ -35,6 +35,8 @@ if TYPE_CHECKING:
         UnsupportedFeatureError,
     )
     from streamavg.evaluation.rebuilding import rebuild
+    from streamavg.evaluation.soup_record import SoupRecord
+    from streamavg.evaluation.souping import SoupOptions, soup
     from streamavg.formats import open_checkpoint
     from streamavg.inspecting import CheckpointSummary, inspect
     from streamavg.merging import merge, plan
@@ -60,6 +62,8 @@ _HOME_OF = {
     "OptionError": "streamavg.errors",
     "OutputError": "streamavg.errors",
     "Role": "streamavg.checkpoint",
+    "SoupOptions": "streamavg.evaluation.souping",
+    "SoupRecord": "streamavg.evaluation.soup_record",
     "StreamAvgError": "streamavg.errors",
     "UnknownFormatError": "streamavg.errors",
     "UnsafeFileError": "streamavg.errors",
@@ -71,6 +75,7 @@ _HOME_OF = {
     "open_checkpoint": "streamavg.formats",
     "plan": "streamavg.merging",
     "rebuild": "streamavg.evaluation.rebuilding",
+    "soup": "streamavg.evaluation.souping",
 }
 
 
@@ -103,6 +108,8 @@ __all__ = [
     "OptionError",
     "OutputError",
     "Role",
+    "SoupOptions",
+    "SoupRecord",
     "StreamAvgError",
     "UnknownFormatError",
     "UnsafeFileError",
@@ -115,4 +122,5 @@ __all__ = [
     "open_checkpoint",
     "plan",
     "rebuild",
+    "soup",
 ]

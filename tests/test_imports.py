@@ -49,9 +49,10 @@ LEVELS = [
     {"evaluation.keras_backend", "evaluation.bootstrap", "evaluation.strategies"},
     {"evaluation.datasets", "evaluation.verification"},
     {"evaluation.models", "evaluation.scoring"},
-    {"evaluation.rebuilding"},
+    {"evaluation.rebuilding", "evaluation.soup_record"},
+    {"evaluation.souping"},
     {"cli.progress", "cli.interrupts", "cli.record_file"},
-    {"cli.merge", "cli.inspect", "cli.compare", "cli.rebuild"},
+    {"cli.merge", "cli.inspect", "cli.compare", "cli.rebuild", "cli.soup"},
     {"cli"},
     {"__main__"},
 ]
@@ -154,6 +155,7 @@ def test_the_engine_and_the_methods_know_no_hdf5():
 
 KERAS = {"tensorflow", "keras", "tf_keras"}
 ONE_DOOR = "evaluation.keras_backend"
+OPTIONAL = {"plotting": {"matplotlib"}, "evaluation.strategies": {"scipy"}, ONE_DOOR: KERAS}
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {ONE_DOOR}))
@@ -204,8 +206,14 @@ def test_arrays_are_never_unpickled(name):
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_a_module_imports_only_the_standard_library_and_the_dependencies(name):
     known = {PACKAGE, "click", "h5py", "ml_dtypes", "numpy", "tqdm", *sys.stdlib_module_names}
-    optional = {"plotting": {"matplotlib"}, ONE_DOOR: KERAS}.get(name, set())
+    optional = OPTIONAL.get(name, set())
     assert {i.split(".")[0] for i in imports(name)} <= known | optional
+
+
+def test_strategies_import_scipy_only_when_coefficients_are_searched_for():
+    names = {i.split(".")[0] for i in imports("evaluation.strategies")}
+    loaded = {i.split(".")[0] for i in imports("evaluation.strategies", at_runtime=True)}
+    assert "scipy" in names - loaded
 
 
 def test_pictures_import_matplotlib_only_when_they_are_drawn():

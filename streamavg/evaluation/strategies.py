@@ -250,11 +250,11 @@ def learned(search: Search) -> Soup:
     """The soup of the best `MOST_LEARNED` candidates with the coefficients that score best.
 
     Coefficients are the softmax of one number a candidate, the last number being 0, so that they
-    sum to 1 whatever the numbers are; those below 0.001 are 0. The numbers are found by the method of
-    Nelder and Mead, "A simplex method for function minimization", 1965, with the parameters of Gao
-    and Han, 2012, that adapt to their count. It starts at the uniform soup, and is done when the
-    numbers and the scores of its simplex agree within 0.01 and 1e-6, or after the trials that it
-    may make. What is taken is the best of all trials, single candidates included.
+    sum to 1 whatever the numbers are; those below 0.001 are 0. The numbers are found by the method
+    of Nelder and Mead, "A simplex method for function minimization", 1965, with the parameters of
+    Gao and Han, 2012, that adapt to their count. It starts at the uniform soup, and is done when
+    the numbers and the scores of its simplex agree within 0.01 and 1e-6, or after the trials that
+    it may make. What is taken is the best of all trials, single candidates included.
     """
     optimize = load_optimizer()
     members = tuple(sorted(search.singles()[:MOST_LEARNED]))
