@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import streamavg
-from streamavg import planning
 from streamavg.errors import (
     ChangedFileError,
     CorruptFileError,
@@ -26,6 +24,8 @@ from streamavg.running_sum import RunningSum, require_finite
 from tests.builders import BFLOAT16, DIGITS, LEGACY, write_archive, write_legacy, write_weights
 from tests.contracts.reading import bits
 from tests.oracle import naive_mean, read_arrays
+from tests.properties.test_merge_properties import folder as folder_of_its_own
+from tests.properties.test_merge_properties import slabs_of_at_most
 
 THREE = [DIGITS / f"epoch-{n}.keras" for n in (18, 19, 20)]
 DTYPES = [np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64)]
@@ -42,23 +42,6 @@ def running_sum(paths, folder, *, on_disk=True, suffix=".weights.h5", **options)
         RunningSum(plan, folder if on_disk else None) as held,
     ):
         yield held
-
-
-@contextmanager
-def slabs_of_at_most(elements):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "MOST_SLAB_ELEMENTS", elements)
-        patch.setattr(planning, "LEAST_SLAB_ELEMENTS", elements)
-        yield
-
-
-@contextmanager
-def temporary_folder():
-    made = Path(tempfile.mkdtemp())
-    try:
-        yield made
-    finally:
-        shutil.rmtree(made)
 
 
 def bits_of(path, names=None):
@@ -324,7 +307,7 @@ def histories(draw):
 @given(histories(), SLABS, st.booleans())
 def test_any_history_of_exact_sums_ends_at_the_mean_of_its_members(history, slab, on_disk):
     made, steps, members = history
-    with temporary_folder() as folder, slabs_of_at_most(slab):
+    with folder_of_its_own() as folder, slabs_of_at_most(slab):
         paths = write_all(folder, made)
         trial = folder / "trial.weights.h5"
         with running_sum(paths, folder, on_disk=on_disk) as held:
@@ -345,7 +328,7 @@ def test_memory_and_disk_and_slabs_give_the_same_bits(seed, order, slab):
         {"layers/dense": [generator.normal(size=50) * 10.0 ** generator.integers(-9, 9, 50)]}
         for _ in range(4)
     ]
-    with temporary_folder() as folder:
+    with folder_of_its_own() as folder:
         paths = write_all(folder, made)
         found = []
         for on_disk, most in [(True, slab), (False, slab), (False, 1000)]:
@@ -366,7 +349,7 @@ def test_float32_of_one_run_sums_to_the_same_bits_in_every_order(order):
     made = [
         {"layers/dense": [generator.uniform(0.5, 1.5, 30).astype(np.float32)]} for _ in range(5)
     ]
-    with temporary_folder() as folder:
+    with folder_of_its_own() as folder:
         paths = write_all(folder, made)
         trial, merged = folder / "trial.weights.h5", folder / "merged.weights.h5"
         with running_sum(paths, folder) as held:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streamavg.record import json_pieces
+from streamavg.record import json_pieces, save_json
 
 if TYPE_CHECKING:
     import os
@@ -118,9 +117,7 @@ class SoupRecord:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the record as JSON. Raises: OSError."""
-        with Path(path).open("w", encoding="utf-8") as file:
-            file.writelines(json_pieces(self))
-            file.write("\n")
+        save_json(self, path)
 
 
 def number(value: float) -> float | None:
