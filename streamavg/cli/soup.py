@@ -41,8 +41,9 @@ def _parse_names(
               "chosen.")  # fmt: skip
 @click.option("-o", "--output", required=True, metavar="OUTPUT", help="The file to write.")
 @click.option("--strategy", type=click.Choice(_STRATEGIES), default="greedy", show_default=True,
-              help="All of them; best first, each that does not make it worse; that, and then "
-              "removals and exchanges; or coefficients that are searched for.")  # fmt: skip
+              help="uniform: all of them. greedy: best first, each that does not make it worse. "
+              "greedy-swap: then removals and exchanges, too. learned: coefficients of the best "
+              "ten.")  # fmt: skip
 @click.option("--metric", metavar="NAME", help="What soups are compared by. [default: the first "
               "compiled metric]")  # fmt: skip
 @click.option("--maximize", is_flag=True, help="More is better. By default the metric's name "
@@ -173,13 +174,13 @@ class _Progress:
         self._done += 1
         count = len(trial.members)
         members = f"{count} checkpoint{'s' * (count != 1)}"
-        text = f"{members}, val {self._metric} {shown(trial.score)}"
+        score = f"val {self._metric} {shown(trial.score)}"
         if hasattr(self, "_bar"):
-            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.set_postfix_str(score, refresh=False)
             self._bar.update()
         elif self._shown and time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
-            click.echo(f"trial {self._done} of at most {self._most}: {text}", err=True)
+            click.echo(f"trial {self._done} of at most {self._most}: {members}, {score}", err=True)
 
     def __enter__(self) -> Self:
         return self
