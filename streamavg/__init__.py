@@ -34,9 +34,12 @@ if TYPE_CHECKING:
         UnsafeFileError,
         UnsupportedFeatureError,
     )
-    from streamavg.evaluation.rebuilding import rebuild
+    from streamavg.evaluation.connectivity import PathEvaluation, evaluate_path
+    from streamavg.evaluation.evaluating import EvaluateOptions, evaluate
+    from streamavg.evaluation.rebuilding import RebuildRecord, rebuild
     from streamavg.evaluation.soup_record import SoupRecord
     from streamavg.evaluation.souping import SoupOptions, soup
+    from streamavg.evaluation.verdict import Evaluation
     from streamavg.formats import open_checkpoint
     from streamavg.inspecting import CheckpointSummary, inspect
     from streamavg.merging import merge, plan
@@ -51,6 +54,8 @@ _HOME_OF = {
     "CompareOptions": "streamavg.comparing",
     "Comparison": "streamavg.comparison",
     "CorruptFileError": "streamavg.errors",
+    "EvaluateOptions": "streamavg.evaluation.evaluating",
+    "Evaluation": "streamavg.evaluation.verdict",
     "FormatError": "streamavg.errors",
     "IncompatibleCheckpointsError": "streamavg.errors",
     "MemoryLimitError": "streamavg.errors",
@@ -61,6 +66,8 @@ _HOME_OF = {
     "NonFiniteValuesError": "streamavg.errors",
     "OptionError": "streamavg.errors",
     "OutputError": "streamavg.errors",
+    "PathEvaluation": "streamavg.evaluation.connectivity",
+    "RebuildRecord": "streamavg.evaluation.rebuilding",
     "Role": "streamavg.checkpoint",
     "SoupOptions": "streamavg.evaluation.souping",
     "SoupRecord": "streamavg.evaluation.soup_record",
@@ -70,6 +77,8 @@ _HOME_OF = {
     "UnsupportedFeatureError": "streamavg.errors",
     "Variable": "streamavg.checkpoint",
     "compare": "streamavg.comparing",
+    "evaluate": "streamavg.evaluation.evaluating",
+    "evaluate_path": "streamavg.evaluation.connectivity",
     "inspect": "streamavg.inspecting",
     "merge": "streamavg.merging",
     "open_checkpoint": "streamavg.formats",
@@ -97,6 +106,8 @@ __all__ = [
     "CompareOptions",
     "Comparison",
     "CorruptFileError",
+    "EvaluateOptions",
+    "Evaluation",
     "FormatError",
     "IncompatibleCheckpointsError",
     "MemoryLimitError",
@@ -107,6 +118,8 @@ __all__ = [
     "NonFiniteValuesError",
     "OptionError",
     "OutputError",
+    "PathEvaluation",
+    "RebuildRecord",
     "Role",
     "SoupOptions",
     "SoupRecord",
@@ -117,6 +130,8 @@ __all__ = [
     "Variable",
     "__version__",
     "compare",
+    "evaluate",
+    "evaluate_path",
     "inspect",
     "merge",
     "open_checkpoint",

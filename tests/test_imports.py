@@ -47,12 +47,16 @@ LEVELS = [
     {"merging", "inspecting", "comparing"},
     {"evaluation"},
     {"evaluation.keras_backend", "evaluation.bootstrap", "evaluation.strategies"},
+    {"evaluation.verdict", "evaluation.soup_record"},
+    {"evaluation.drawing"},
     {"evaluation.datasets", "evaluation.verification"},
-    {"evaluation.models", "evaluation.scoring"},
-    {"evaluation.rebuilding", "evaluation.soup_record"},
-    {"evaluation.souping"},
+    {"evaluation.models", "evaluation.scoring", "evaluation.recalibrating"},
+    {"evaluation.rebuilding", "evaluation.souping"},
+    {"evaluation.evaluating"},
+    {"evaluation.connectivity"},
     {"cli.progress", "cli.interrupts", "cli.record_file"},
     {"cli.merge", "cli.inspect", "cli.compare", "cli.rebuild", "cli.soup"},
+    {"cli.evaluate"},
     {"cli"},
     {"__main__"},
 ]
@@ -155,7 +159,9 @@ def test_the_engine_and_the_methods_know_no_hdf5():
 
 KERAS = {"tensorflow", "keras", "tf_keras"}
 ONE_DOOR = "evaluation.keras_backend"
-OPTIONAL = {"plotting": {"matplotlib"}, "evaluation.strategies": {"scipy"}, ONE_DOOR: KERAS}
+PICTURES = ("plotting", "evaluation.drawing")
+SEARCH = "evaluation.strategies"
+OPTIONAL = {SEARCH: {"scipy"}, ONE_DOOR: KERAS} | dict.fromkeys(PICTURES, {"matplotlib"})
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {ONE_DOOR}))
@@ -175,7 +181,9 @@ def test_loading_a_module_of_the_evaluation_room_loads_no_keras(name):
     assert run_python(code).returncode == 0
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["rebuild", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([name, "--help"] for name in ("rebuild", "evaluate", "soup"))]
+)
 def test_help_loads_no_keras(arguments):
     code = (
         "import atexit, os, sys, streamavg.cli as cli\n"
@@ -206,19 +214,19 @@ def test_arrays_are_never_unpickled(name):
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_a_module_imports_only_the_standard_library_and_the_dependencies(name):
     known = {PACKAGE, "click", "h5py", "ml_dtypes", "numpy", "tqdm", *sys.stdlib_module_names}
-    optional = OPTIONAL.get(name, set())
-    assert {i.split(".")[0] for i in imports(name)} <= known | optional
+    assert {i.split(".")[0] for i in imports(name)} <= known | OPTIONAL.get(name, set())
 
 
 def test_strategies_import_scipy_only_when_coefficients_are_searched_for():
-    names = {i.split(".")[0] for i in imports("evaluation.strategies")}
-    loaded = {i.split(".")[0] for i in imports("evaluation.strategies", at_runtime=True)}
+    names = {i.split(".")[0] for i in imports(SEARCH)}
+    loaded = {i.split(".")[0] for i in imports(SEARCH, at_runtime=True)}
     assert "scipy" in names - loaded
 
 
-def test_pictures_import_matplotlib_only_when_they_are_drawn():
-    names = {i.split(".")[0] for i in imports("plotting")}
-    loaded = {i.split(".")[0] for i in imports("plotting", at_runtime=True)}
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_import_matplotlib_only_when_they_are_drawn(name):
+    names = {i.split(".")[0] for i in imports(name)}
+    loaded = {i.split(".")[0] for i in imports(name, at_runtime=True)}
     assert "matplotlib" in names - loaded
 
 

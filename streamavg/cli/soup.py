@@ -35,9 +35,10 @@ def _parse_names(
 
 @click.command()
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
-@click.option("--val", required=True, metavar="VAL", help="Data to choose by: FILE.npz with x and "
-              "y, FILE.npz:SPLIT, or module:function.")  # fmt: skip
-@click.option("--test", metavar="TEST", help="Data to report on, opened once everything is "
+@click.option("--val", required=True, metavar="DATA", help="Validation data, to choose by: FILE.npz "
+              "with arrays x and y, FILE.npz:SPLIT with x_SPLIT and y_SPLIT, or module:function that "
+              "returns a tf.data.Dataset or arrays.")  # fmt: skip
+@click.option("--test", metavar="DATA", help="Test data, to report on: opened once everything is "
               "chosen.")  # fmt: skip
 @click.option("-o", "--output", required=True, metavar="OUTPUT", help="The file to write.")
 @click.option("--strategy", type=click.Choice(_STRATEGIES), default="greedy", show_default=True,
@@ -86,9 +87,9 @@ def command(
     debug: bool,
     **options: object,
 ) -> None:
-    """Find the average of CHECKPOINTs that is best on VAL, and write it.
+    """Find the average of CHECKPOINTs that is best on validation data, and write it.
 
-    Every trial is scored on VAL, so the score of the soup on VAL is too good: TEST tells. It is
+    Every trial is scored on it, so the score of the soup on it is too good: test data tells. It is
     looked at once, after the soup is written. --record keeps all trials.
     """
     from streamavg.evaluation.souping import soup
