@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from streamavg.evaluation.connectivity import PathEvaluation, evaluate_path
     from streamavg.evaluation.evaluating import EvaluateOptions, evaluate
     from streamavg.evaluation.rebuilding import RebuildRecord, rebuild
+    from streamavg.evaluation.soup_record import SoupRecord
+    from streamavg.evaluation.souping import SoupOptions, soup
     from streamavg.evaluation.verdict import Evaluation
     from streamavg.findings import Check, CheckedCheckpoint, Finding, FindingKind
     from streamavg.formats import open_checkpoint
@@ -76,6 +78,8 @@ _HOME_OF = {
     "PathEvaluation": "streamavg.evaluation.connectivity",
     "RebuildRecord": "streamavg.evaluation.rebuilding",
     "Role": "streamavg.checkpoint",
+    "SoupOptions": "streamavg.evaluation.souping",
+    "SoupRecord": "streamavg.evaluation.soup_record",
     "StreamAvgError": "streamavg.errors",
     "UnknownFormatError": "streamavg.errors",
     "UnsafeFileError": "streamavg.errors",
@@ -90,6 +94,7 @@ _HOME_OF = {
     "open_checkpoint": "streamavg.formats",
     "plan": "streamavg.merging",
     "rebuild": "streamavg.evaluation.rebuilding",
+    "soup": "streamavg.evaluation.souping",
 }
 
 
@@ -132,6 +137,8 @@ __all__ = [
     "PathEvaluation",
     "RebuildRecord",
     "Role",
+    "SoupOptions",
+    "SoupRecord",
     "StreamAvgError",
     "UnknownFormatError",
     "UnsafeFileError",
@@ -147,4 +154,5 @@ __all__ = [
     "open_checkpoint",
     "plan",
     "rebuild",
+    "soup",
 ]

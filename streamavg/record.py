@@ -117,9 +117,14 @@ class MergeRecord:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the record as JSON. Raises: OSError."""
-        with Path(path).open("w", encoding="utf-8") as file:
-            file.writelines(json_pieces(self))
-            file.write("\n")
+        save_json(self, path)
+
+
+def save_json(record: Any, path: str | os.PathLike[str]) -> None:
+    """Writes a dataclass as JSON, indented. Raises: OSError."""
+    with Path(path).open("w", encoding="utf-8") as file:
+        file.writelines(json_pieces(record))
+        file.write("\n")
 
 
 def json_pieces(record: Any) -> Iterator[str]:

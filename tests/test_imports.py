@@ -43,21 +43,21 @@ LEVELS = [
     {"planning"},
     {"streaming", "record", "measuring"},
     {"weighing"},
-    {"comparison", "findings", "scanning"},
+    {"comparison", "findings", "scanning", "running_sum"},
     {"plotting", "sampling"},
     {"judging"},
     {"merging", "inspecting", "comparing", "checking"},
     {"evaluation"},
-    {"evaluation.keras_backend", "evaluation.bootstrap"},
-    {"evaluation.verdict"},
+    {"evaluation.keras_backend", "evaluation.bootstrap", "evaluation.strategies"},
+    {"evaluation.verdict", "evaluation.soup_record"},
     {"evaluation.drawing"},
     {"evaluation.datasets", "evaluation.verification"},
     {"evaluation.models", "evaluation.scoring", "evaluation.recalibrating"},
-    {"evaluation.rebuilding"},
+    {"evaluation.rebuilding", "evaluation.souping"},
     {"evaluation.evaluating"},
     {"evaluation.connectivity"},
-    {"cli.progress", "cli.interrupts"},
-    {"cli.merge", "cli.inspect", "cli.compare", "cli.check", "cli.rebuild"},
+    {"cli.progress", "cli.interrupts", "cli.record_file"},
+    {"cli.merge", "cli.inspect", "cli.compare", "cli.check", "cli.rebuild", "cli.soup"},
     {"cli.evaluate"},
     {"cli"},
     {"__main__"},
@@ -166,6 +166,8 @@ def test_the_engine_and_the_methods_know_no_hdf5():
 KERAS = {"tensorflow", "keras", "tf_keras"}
 ONE_DOOR = "evaluation.keras_backend"
 PICTURES = ("plotting", "evaluation.drawing")
+SEARCH = "evaluation.strategies"
+OPTIONAL = {SEARCH: {"scipy"}, ONE_DOOR: KERAS, "formats.crc32": {"isal"}} | dict.fromkeys(PICTURES, {"matplotlib"})
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {ONE_DOOR}))
@@ -185,7 +187,9 @@ def test_loading_a_module_of_the_evaluation_room_loads_no_keras(name):
     assert run_python(code).returncode == 0
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["rebuild", "--help"], ["evaluate", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([name, "--help"] for name in ("rebuild", "evaluate", "soup"))]
+)
 def test_help_loads_no_keras(arguments):
     code = (
         "import atexit, os, sys, streamavg.cli as cli\n"
@@ -216,12 +220,13 @@ def test_arrays_are_never_unpickled(name):
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_a_module_imports_only_the_standard_library_and_the_dependencies(name):
     known = {PACKAGE, "click", "h5py", "ml_dtypes", "numpy", "tqdm", *sys.stdlib_module_names}
-    optional = KERAS if name == ONE_DOOR else set()
-    if name in PICTURES:
-        optional = {"matplotlib"}
-    if name == "formats.crc32":
-        optional = {"isal"}
-    assert {i.split(".")[0] for i in imports(name)} <= known | optional
+    assert {i.split(".")[0] for i in imports(name)} <= known | OPTIONAL.get(name, set())
+
+
+def test_strategies_import_scipy_only_when_coefficients_are_searched_for():
+    names = {i.split(".")[0] for i in imports(SEARCH)}
+    loaded = {i.split(".")[0] for i in imports(SEARCH, at_runtime=True)}
+    assert "scipy" in names - loaded
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -11,7 +11,7 @@ import click
 
 from streamavg.cli.interrupts import raise_remembered
 from streamavg.cli.progress import choose_progress
-from streamavg.errors import OutputError
+from streamavg.cli.record_file import check_record_file
 from streamavg.options import CHOICES, MergeOptions
 from streamavg.units import format_size
 
@@ -133,7 +133,7 @@ def command(
     with choose_progress(shown=not (quiet or no_progress), task=task) as progress:
 
         def begin(planned: MergeRecord) -> None:
-            _check_record_file(record_file, planned)
+            check_record_file(record_file, planned)
             expected = planned.bytes_measured if dry_run else planned.bytes_read
             if expected or not dry_run:
                 progress.begin(expected)
@@ -163,22 +163,6 @@ def _print_json(record: MergeRecord) -> None:
         sys.stdout.write(piece)
     sys.stdout.write("\n")
     sys.stdout.flush()
-
-
-def _check_record_file(name: str | None, planned: MergeRecord) -> None:
-    """Refuses a file for the record that is an input or the output, or has no folder."""
-    if name is None:
-        return
-    path = Path(name)
-    if not path.parent.is_dir() or path.is_dir():
-        raise OutputError(path, "the record cannot be written there. Name a file in a folder.")
-    for other in (planned.output, *(input_.path for input_ in planned.inputs)):
-        if path.resolve() == Path(other).resolve() or _is_same_file(path, Path(other)):
-            raise OutputError(path, f"is {other}, which the record must not replace.")
-
-
-def _is_same_file(path: Path, other: Path) -> bool:
-    return path.exists() and other.exists() and path.samefile(other)
 
 
 def _summary(record: MergeRecord) -> str:
