@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         IncompatibleCheckpointsError,
         MemoryLimitError,
         MissingDependencyError,
+        ModelMismatchError,
         NonFiniteValuesError,
         OptionError,
         OutputError,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         UnsafeFileError,
         UnsupportedFeatureError,
     )
+    from streamavg.evaluation.rebuilding import rebuild
     from streamavg.formats import open_checkpoint
     from streamavg.inspecting import CheckpointSummary, inspect
     from streamavg.merging import merge, plan
@@ -53,6 +55,7 @@ _HOME_OF = {
     "MergeOptions": "streamavg.options",
     "MergeRecord": "streamavg.record",
     "MissingDependencyError": "streamavg.errors",
+    "ModelMismatchError": "streamavg.errors",
     "NonFiniteValuesError": "streamavg.errors",
     "OptionError": "streamavg.errors",
     "OutputError": "streamavg.errors",
@@ -67,6 +70,7 @@ _HOME_OF = {
     "merge": "streamavg.merging",
     "open_checkpoint": "streamavg.formats",
     "plan": "streamavg.merging",
+    "rebuild": "streamavg.evaluation.rebuilding",
 }
 
 
@@ -94,6 +98,7 @@ __all__ = [
     "MergeOptions",
     "MergeRecord",
     "MissingDependencyError",
+    "ModelMismatchError",
     "NonFiniteValuesError",
     "OptionError",
     "OutputError",
@@ -109,4 +114,5 @@ __all__ = [
     "merge",
     "open_checkpoint",
     "plan",
+    "rebuild",
 ]

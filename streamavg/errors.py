@@ -8,6 +8,7 @@
         UnsupportedFeatureError   a valid file that holds something we do not average
         UnsafeFileError           a file built to do harm, or one that could
       IncompatibleCheckpointsError  the checkpoints do not describe the same model
+      ModelMismatchError        a model does not hold what a checkpoint holds
       NonFiniteValuesError      NaN or Inf in the values
       OptionError               the caller asked for something that does not fit
         CoefficientError          weights that cannot be coefficients
@@ -83,6 +84,25 @@ class IncompatibleCheckpointsError(StreamAvgError, ValueError):
             shown.append(f"... and {hidden} more (all of them with --json)")
         count = len(self.differences)
         head = f"the checkpoints cannot be averaged: {count} difference{'s' * (count != 1)}"
+        super().__init__("\n  ".join([head, *shown]))
+
+
+class ModelMismatchError(StreamAvgError, ValueError):
+    """A model does not hold exactly what a checkpoint holds.
+
+    Attributes:
+        path: the checkpoint.
+        differences: one sentence per variable or layer.
+    """
+
+    def __init__(self, path: Path | str, differences: Sequence[str]) -> None:
+        self.path = path
+        self.differences = tuple(differences)
+        shown = list(self.differences[:SHOWN_DIFFERENCES])
+        hidden = len(self.differences) - len(shown)
+        if hidden:
+            shown.append(f"... and {hidden} more")
+        head = f"{path}: does not fit the model. Is it a checkpoint of another one?"
         super().__init__("\n  ".join([head, *shown]))
 
 

@@ -45,8 +45,13 @@ LEVELS = [
     {"comparison"},
     {"plotting"},
     {"merging", "inspecting", "comparing"},
+    {"evaluation"},
+    {"evaluation.keras_backend", "evaluation.bootstrap"},
+    {"evaluation.datasets", "evaluation.verification"},
+    {"evaluation.models", "evaluation.scoring"},
+    {"evaluation.rebuilding"},
     {"cli.progress", "cli.interrupts"},
-    {"cli.merge", "cli.inspect", "cli.compare"},
+    {"cli.merge", "cli.inspect", "cli.compare", "cli.rebuild"},
     {"cli"},
     {"__main__"},
 ]
@@ -147,22 +152,59 @@ def test_the_engine_and_the_methods_know_no_hdf5():
     assert not [name for name in ENGINE if "h5py" in imports(name)]
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
+KERAS = {"tensorflow", "keras", "tf_keras"}
+ONE_DOOR = "evaluation.keras_backend"
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {ONE_DOOR}))
 def test_no_module_imports_tensorflow_or_keras(name):
-    assert not {i.split(".")[0] for i in imports(name)} & {"tensorflow", "keras", "tf_keras"}
+    assert not {i.split(".")[0] for i in imports(name)} & KERAS
+
+
+def test_one_module_imports_keras_and_only_when_a_model_is_needed():
+    names = {i.split(".")[0] for i in imports(ONE_DOOR)}
+    loaded = {i.split(".")[0] for i in imports(ONE_DOOR, at_runtime=True)}
+    assert {"keras", "tensorflow"} <= names - loaded
+
+
+@pytest.mark.parametrize("name", sorted(n for n in MODULES if n.startswith("evaluation")))
+def test_loading_a_module_of_the_evaluation_room_loads_no_keras(name):
+    code = f"import sys, {PACKAGE}.{name}; sys.exit(bool({KERAS!r} & set(sys.modules)))"
+    assert run_python(code).returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["rebuild", "--help"]])
+def test_help_loads_no_keras(arguments):
+    code = (
+        "import atexit, os, sys, streamavg.cli as cli\n"
+        f"atexit.register(lambda: {KERAS!r} & set(sys.modules) and os._exit(9))\n"
+        "cli.main()"
+    )
+    assert run_python(code, *arguments).returncode == 0
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_no_module_imports_pickle_or_a_way_to_run_code(name):
     assert not {i.split(".")[0] for i in imports(name)} & {"pickle", "marshal", "shelve", "dill"}
     called = {ast.unparse(n.func) for n in ast.walk(MODULES[name]) if isinstance(n, ast.Call)}
-    assert not called & {"eval", "exec", "np.load", "compile"}
+    assert not called & {"eval", "exec", "compile"}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_arrays_are_never_unpickled(name):
+    loads = [
+        {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        for node in ast.walk(MODULES[name])
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("np.load")
+    ]
+    assert all(options.get("allow_pickle") == "False" for options in loads)
+    assert not loads or name == "evaluation.datasets"
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_a_module_imports_only_the_standard_library_and_the_dependencies(name):
     known = {PACKAGE, "click", "h5py", "ml_dtypes", "numpy", "tqdm", *sys.stdlib_module_names}
-    optional = {"matplotlib"} if name == "plotting" else set()
+    optional = {"plotting": {"matplotlib"}, ONE_DOOR: KERAS}.get(name, set())
     assert {i.split(".")[0] for i in imports(name)} <= known | optional
 
 

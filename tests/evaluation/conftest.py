@@ -1,0 +1,81 @@
+"""Small models of real Keras, made in a moment, and data that they are scored on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+HERE = Path(__file__).parent
+ALLOWED_WARNINGS = (
+    # Keras reads TensorFlow's variables with numpy.array; TensorFlow 2.21 predates NumPy 2's rules.
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+    ":keras.src.backend.tensorflow.core",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Runs these tests last: TensorFlow takes half a gigabyte of the process once imported."""
+    items.sort(key=lambda item: HERE in item.path.parents)
+    for item in items:
+        if HERE in item.path.parents:
+            for warning in ALLOWED_WARNINGS:
+                item.add_marker(pytest.mark.filterwarnings(warning))
+
+
+@pytest.fixture(scope="session")
+def keras():
+    keras = pytest.importorskip("keras", minversion="3")
+    pytest.importorskip("tensorflow")
+    return keras
+
+
+@pytest.fixture
+def dense(keras):
+    """A small classifier of 4 numbers into 3 classes; `seed` decides its values."""
+
+    def make(seed=0, *, loss="sparse_categorical_crossentropy", metrics=("accuracy",), units=3):
+        keras.utils.set_random_seed(seed)
+        model = keras.Sequential(
+            [
+                keras.layers.Input((4,)),
+                keras.layers.Dense(5, activation="relu"),
+                keras.layers.BatchNormalization(),
+                keras.layers.Dense(units, activation="sigmoid" if units == 1 else "softmax"),
+            ]
+        )
+        for weight in model.weights:
+            noise = np.random.default_rng(seed).normal(size=weight.shape) * 0.1
+            weight.assign(weight.value.numpy() + noise.astype(np.float32) ** 2)
+        if loss is not None:
+            model.compile("adam", loss, metrics=list(metrics))
+        return model
+
+    return make
+
+
+@pytest.fixture
+def numbers():
+    """Inputs and labels of 3 classes: shapes (70, 4) and (70,)."""
+    generator = np.random.default_rng(7)
+    x = generator.normal(size=(70, 4)).astype(np.float32)
+    return x, np.argmax(x[:, :3] + 0.5 * generator.normal(size=(70, 3)), axis=1)
+
+
+@pytest.fixture
+def npz(tmp_path):
+    """Writes arrays to a `.npz` file and returns its name."""
+
+    def write(name="data.npz", **arrays):
+        path = tmp_path / name
+        np.savez(path, **arrays)
+        return str(path)
+
+    return write
