@@ -304,9 +304,7 @@ def problems(command: Command, outcome: Outcome) -> list[str]:
     if outcome.exit_code is None:
         found.append(f"  did not end within {COMMAND_TIMEOUT} s")
     elif outcome.exit_code != command.block.exit_code:
-        found.append(
-            f"  exit code: expected {command.block.exit_code}, found {outcome.exit_code}"
-        )
+        found.append(f"  exit code: expected {command.block.exit_code}, found {outcome.exit_code}")
     lines = difference(command.expected, outcome.printed)
     if found and not lines:
         lines = [f"  printed, as the page says: {line}" for line in outcome.printed[:SHOWN_LINES]]

@@ -47,11 +47,11 @@ LEVELS = [
     {"merging", "inspecting", "comparing"},
     {"evaluation"},
     {"evaluation.keras_backend", "evaluation.bootstrap"},
-    {"evaluation.datasets", "evaluation.verification"},
+    {"evaluation.datasets", "evaluation.verification", "evaluation.demo"},
     {"evaluation.models", "evaluation.scoring"},
     {"evaluation.rebuilding"},
     {"cli.progress", "cli.interrupts"},
-    {"cli.merge", "cli.inspect", "cli.compare", "cli.rebuild"},
+    {"cli.merge", "cli.inspect", "cli.compare", "cli.rebuild", "cli.demo"},
     {"cli"},
     {"__main__"},
 ]
@@ -204,8 +204,8 @@ def test_arrays_are_never_unpickled(name):
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_a_module_imports_only_the_standard_library_and_the_dependencies(name):
     known = {PACKAGE, "click", "h5py", "ml_dtypes", "numpy", "tqdm", *sys.stdlib_module_names}
-    optional = {"plotting": {"matplotlib"}, ONE_DOOR: KERAS}.get(name, set())
-    assert {i.split(".")[0] for i in imports(name)} <= known | optional
+    optional = {"plotting": {"matplotlib"}, ONE_DOOR: KERAS, "evaluation.demo": {"sklearn"}}
+    assert {i.split(".")[0] for i in imports(name)} <= known | optional.get(name, set())
 
 
 def test_pictures_import_matplotlib_only_when_they_are_drawn():

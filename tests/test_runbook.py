@@ -1,7 +1,6 @@
 """The runbook is checked by executing it; here the checker is checked, and the page's shape."""
 
 import re
-import tomllib
 
 import pytest
 import runbook

@@ -26,7 +26,7 @@ from streamavg.errors import (
 )
 from streamavg.version import __version__
 
-COMMANDS = ("merge", "inspect", "compare", "rebuild")
+COMMANDS = ("merge", "inspect", "compare", "rebuild", "demo")
 EXIT_REFUSED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 
