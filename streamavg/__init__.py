@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from streamavg.version import __version__
 
 if TYPE_CHECKING:
+    from streamavg.checking import CheckOptions, check
     from streamavg.checkpoint import Checkpoint, Role, Variable
     from streamavg.comparing import CompareOptions, compare
     from streamavg.comparison import Comparison
     from streamavg.errors import (
+        BeingWrittenError,
         ChangedFileError,
         CoefficientError,
         CorruptFileError,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
         UnsupportedFeatureError,
     )
     from streamavg.evaluation.rebuilding import rebuild
+    from streamavg.findings import Check, CheckedCheckpoint, Finding, FindingKind
     from streamavg.formats import open_checkpoint
     from streamavg.inspecting import CheckpointSummary, inspect
     from streamavg.merging import merge, plan
@@ -42,13 +45,19 @@ if TYPE_CHECKING:
     from streamavg.record import MergeRecord
 
 _HOME_OF = {
+    "BeingWrittenError": "streamavg.errors",
     "ChangedFileError": "streamavg.errors",
+    "Check": "streamavg.findings",
+    "CheckOptions": "streamavg.checking",
+    "CheckedCheckpoint": "streamavg.findings",
     "Checkpoint": "streamavg.checkpoint",
     "CheckpointSummary": "streamavg.inspecting",
     "CoefficientError": "streamavg.errors",
     "CompareOptions": "streamavg.comparing",
     "Comparison": "streamavg.comparison",
     "CorruptFileError": "streamavg.errors",
+    "Finding": "streamavg.findings",
+    "FindingKind": "streamavg.findings",
     "FormatError": "streamavg.errors",
     "IncompatibleCheckpointsError": "streamavg.errors",
     "MemoryLimitError": "streamavg.errors",
@@ -65,6 +74,7 @@ _HOME_OF = {
     "UnsafeFileError": "streamavg.errors",
     "UnsupportedFeatureError": "streamavg.errors",
     "Variable": "streamavg.checkpoint",
+    "check": "streamavg.checking",
     "compare": "streamavg.comparing",
     "inspect": "streamavg.inspecting",
     "merge": "streamavg.merging",
@@ -85,13 +95,19 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "BeingWrittenError",
     "ChangedFileError",
+    "Check",
+    "CheckOptions",
+    "CheckedCheckpoint",
     "Checkpoint",
     "CheckpointSummary",
     "CoefficientError",
     "CompareOptions",
     "Comparison",
     "CorruptFileError",
+    "Finding",
+    "FindingKind",
     "FormatError",
     "IncompatibleCheckpointsError",
     "MemoryLimitError",
@@ -109,6 +125,7 @@ __all__ = [
     "UnsupportedFeatureError",
     "Variable",
     "__version__",
+    "check",
     "compare",
     "inspect",
     "merge",

@@ -3,7 +3,8 @@
     StreamAvgError
       FormatError               a file cannot be read
         UnknownFormatError        not a checkpoint that we know
-        CorruptFileError          truncated, damaged, or still being written
+        CorruptFileError          truncated or damaged
+          BeingWrittenError         open for writing in another process
         ChangedFileError          changed between planning and the end of the merge
         UnsupportedFeatureError   a valid file that holds something we do not average
         UnsafeFileError           a file built to do harm, or one that could
@@ -55,6 +56,10 @@ class UnknownFormatError(FormatError):
 
 class CorruptFileError(FormatError):
     """The file is truncated, damaged, or still being written."""
+
+
+class BeingWrittenError(CorruptFileError):
+    """Another process has the file open for writing."""
 
 
 class ChangedFileError(FormatError):

@@ -14,7 +14,7 @@ import numpy as np
 from streamavg.architecture import DIFFERENT_DATA, compare_configs
 from streamavg.checkpoint import Checkpoint, FileIdentity, Role, Values, Variable, runs_of
 from streamavg.errors import IncompatibleCheckpointsError
-from streamavg.pairing import Described, Findings, pair
+from streamavg.pairing import About, Described, Findings, pair
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -79,34 +79,74 @@ def match(
 
     Memory: one description beside the reference's, and 8 bytes a variable and checkpoint.
     """
+    matcher = Matcher(reference, by=by, preprocessing=preprocessing)
     differences: list[str] = []
     notes: list[str] = []
     sources: list[Source] = []
-    expected = Described(reference)
-    whole = None if reference.config is None else expected
-    weights_alone: list[str] = []
     try:
         for checkpoint in checkpoints:
-            findings = Findings(expected, Described(checkpoint))
-            sources.append(_match_one(findings, whole, by, preprocessing))
-            if checkpoint.config is None:
-                weights_alone.append(str(checkpoint.path))
-            elif whole is None:
-                whole = findings.found
-            differences += findings.differences
-            notes += findings.notes
+            source, findings = matcher.add(checkpoint)
+            sources.append(source)
+            differences += [difference.text for difference in findings.differences]
+            notes += [note.text for note in findings.notes]
         if differences:
             raise IncompatibleCheckpointsError(differences)
     except BaseException:
         for source in sources:
             source.values.close()
         raise
-    if whole is not None and weights_alone:
-        notes.append(
-            f"{len(weights_alone)} of the checkpoints hold weights alone ({weights_alone[0]}), so "
-            "neither their configuration nor their vocabularies were compared."
-        )
+    notes += matcher.closing_notes()
     return MatchedCheckpoints(reference, tuple(sources), tuple(dict.fromkeys(notes)))
+
+
+class Matcher:
+    """Pairs checkpoints with the reference one by one, and tells of each what is different.
+
+    Args:
+        reference: as in `match`.
+        by: as in `match`.
+        preprocessing: as in `match`.
+    """
+
+    def __init__(
+        self,
+        reference: Checkpoint,
+        *,
+        by: MatchBy = "name",
+        preprocessing: PreprocessingPolicy = "equal",
+    ) -> None:
+        self._by: MatchBy = by
+        self._preprocessing: PreprocessingPolicy = preprocessing
+        self._expected = Described(reference)
+        self._whole = None if reference.config is None else self._expected
+        self._weights_alone: list[str] = []
+
+    def add(self, checkpoint: Checkpoint) -> tuple[Source, Findings]:
+        """Pairs the variables of one checkpoint, which may be the reference itself.
+
+        Returns:
+            Where its values are, to be read only if there are no differences, and what was found.
+
+        Raises:
+            FormatError: a file cannot be read.
+        """
+        findings = Findings(self._expected, Described(checkpoint))
+        source = _match_one(findings, self._whole, self._by, self._preprocessing)
+        if checkpoint.config is None:
+            self._weights_alone.append(str(checkpoint.path))
+        elif self._whole is None:
+            self._whole = findings.found
+        return source, findings
+
+    def closing_notes(self) -> list[str]:
+        """What can be said when all checkpoints have been added."""
+        if self._whole is None or not self._weights_alone:
+            return []
+        return [
+            f"{len(self._weights_alone)} of the checkpoints hold weights alone "
+            f"({self._weights_alone[0]}), so neither their configuration nor their vocabularies "
+            "were compared."
+        ]
 
 
 def _match_one(
@@ -145,9 +185,10 @@ def _compare_whole_models(
     for difference in compare_configs(whole.config, findings.found.config, versions):
         text = f"configuration: {difference.text} as in {expected.path}."
         if difference.is_error:
-            findings.differ(text)
+            findings.differ(text, About.CONFIGURATION)
         else:
-            findings.note(f"{text} Its values are averaged all the same.")
+            text += " Its values are averaged all the same."
+            findings.note(text, About.CONFIGURATION)
 
 
 def _compare_assets(
@@ -156,7 +197,7 @@ def _compare_assets(
     for name in sorted({*expected.assets, *found.assets}):
         if expected.assets.get(name) != found.assets.get(name):
             what = f"asset {name!r}: its content differs from that in {expected.path}"
-            _blame_data(what, policy, findings)
+            _blame_data(what, policy, findings, None)
 
 
 def _compare_preprocessing(values: Values, policy: PreprocessingPolicy, findings: Findings) -> None:
@@ -169,15 +210,18 @@ def _compare_preprocessing(values: Values, policy: PreprocessingPolicy, findings
     for position in differing(reference.variables, reference.values, values, positions):
         path = reference.variables[position].path
         what = f"variable {path!r}: its values differ from those in {reference.path}"
-        _blame_data(what, policy, findings)
+        _blame_data(what, policy, findings, path)
 
 
-def _blame_data(what: str, policy: PreprocessingPolicy, findings: Findings) -> None:
+def _blame_data(
+    what: str, policy: PreprocessingPolicy, findings: Findings, variable: str | None
+) -> None:
     text = f"{what}: {DIFFERENT_DATA}."
     if policy == "equal":
-        findings.differ(f"{text} To keep the reference's anyway, use --preprocessing reference.")
+        text += " To keep the reference's anyway, use --preprocessing reference."
+        findings.differ(text, About.PREPROCESSING, variable)
     else:
-        findings.note(f"{text} The reference's are kept.")
+        findings.note(f"{text} The reference's are kept.", About.PREPROCESSING, variable)
 
 
 def differing(

@@ -10,6 +10,7 @@ does not notice them.
 from __future__ import annotations
 
 import difflib
+import enum
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -121,27 +122,50 @@ def _ranks(names: Iterable[str]) -> dict[str, str]:
     }
 
 
+class About(enum.StrEnum):
+    """What a remark is about."""
+
+    STRUCTURE = "structure"
+    """Layers and variables: their names, order, shapes and dtypes."""
+    CONFIGURATION = "configuration"
+    PREPROCESSING = "preprocessing"
+    """What was learned from the data before training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """One thing that is said about a checkpoint."""
+
+    text: str
+    """One sentence that begins with the checkpoint's path."""
+    about: About
+    variable: str | None = None
+    """The variable that it is about, as the checkpoint names it; None if it is about more."""
+
+
 @dataclass
 class Findings:
     """What is said about one checkpoint against the reference."""
 
     reference: Described
     found: Described
-    differences: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    differences: list[Remark] = field(default_factory=list)
+    notes: list[Remark] = field(default_factory=list)
 
     @property
     def expected_in(self) -> str:
         """Path of the reference."""
         return str(self.reference.checkpoint.path)
 
-    def differ(self, text: str) -> None:
+    def differ(
+        self, text: str, about: About = About.STRUCTURE, variable: str | None = None
+    ) -> None:
         """Adds a difference, one sentence."""
-        self.differences.append(f"{self.found.checkpoint.path}: {text}")
+        self.differences.append(Remark(f"{self.found.checkpoint.path}: {text}", about, variable))
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, about: About = About.STRUCTURE, variable: str | None = None) -> None:
         """Adds a note, one sentence."""
-        self.notes.append(f"{self.found.checkpoint.path}: {text}")
+        self.notes.append(Remark(f"{self.found.checkpoint.path}: {text}", about, variable))
 
 
 def pair(findings: Findings, by: MatchBy) -> NDArray[np.int64]:
@@ -193,9 +217,10 @@ def _pairs_by_path(findings: Findings) -> list[tuple[int, int]]:
         return pairs
     for path in missing:
         hint = _closest(path, found)
-        findings.differ(f"variable {path!r} is missing (present in {findings.expected_in}).{hint}")
+        text = f"variable {path!r} is missing (present in {findings.expected_in}).{hint}"
+        findings.differ(text, variable=path)
     for path in found:
-        findings.differ(f"variable {path!r} is not in {findings.expected_in}.")
+        findings.differ(f"variable {path!r} is not in {findings.expected_in}.", variable=path)
     return pairs
 
 
@@ -215,13 +240,16 @@ def _compare_variables(expected: Variable, found: Variable, findings: Findings) 
     source = f"as in {findings.expected_in}"
     if found.path != expected.path:
         source = f"like {expected.path!r} in {findings.expected_in}"
+    different = []
     if found.shape != expected.shape:
-        findings.differ(f"{what}shape {found.shape}, expected {expected.shape} {source}.")
+        different.append(f"shape {found.shape}, expected {expected.shape}")
     if found.dtype != expected.dtype:
-        findings.differ(f"{what}dtype {found.dtype}, expected {expected.dtype} {source}.")
+        different.append(f"dtype {found.dtype}, expected {expected.dtype}")
     if len(found.aliases) != len(expected.aliases):
         ours, theirs = (", ".join(v.aliases) or "nothing" for v in (found, expected))
-        findings.differ(f"{what}is shared with {ours}, expected with {theirs} {source}.")
+        different.append(f"is shared with {ours}, expected with {theirs}")
+    for text in different:
+        findings.differ(f"{what}{text} {source}.", variable=found.path)
 
 
 def _compare_layer_names(findings: Findings) -> None:

@@ -240,7 +240,7 @@ def make_plan(
         *matched.notes,
         *reference.notes,
         *_losses(reference, variables, written_as),
-        *_compare_carried(variables, matched, settings),
+        *compare_non_float(matched, settings),
     ]
     access = _choose_access(matched, settings)
     plan = MergePlan(
@@ -371,14 +371,16 @@ class _Policy:
         return PlannedVariable(variable, Action.CARRY, reason, variable.dtype, source)
 
 
-def _compare_carried(
-    variables: Sequence[PlannedVariable], matched: MatchedCheckpoints, settings: Settings
-) -> list[str]:
-    """Tells which non-float variables are not the same in all checkpoints, or refuses them."""
+def compare_non_float(matched: MatchedCheckpoints, settings: Settings) -> list[str]:
+    """Tells which non-float variables are not the same in all checkpoints, or refuses them.
+
+    Raises:
+        IncompatibleCheckpointsError: they must be equal and are not.
+    """
     positions = [
         position
-        for position, planned in enumerate(variables)
-        if planned.action == Action.CARRY and planned.variable.role == Role.WEIGHT
+        for position, variable in enumerate(matched.reference.variables)
+        if variable.role == Role.WEIGHT and variable.kind != Kind.FLOAT
     ]
     reference = matched.reference
     findings: list[str] = []

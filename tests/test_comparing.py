@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import streamavg
-from streamavg import compare, comparing, inspect, plan
+from streamavg import compare, inspect, measuring, plan
 from streamavg.comparison import SCHEMA_VERSION
 from streamavg.errors import (
     ChangedFileError,
@@ -576,8 +576,8 @@ class TestInputs:
 
 
 def test_a_slab_is_cut_where_its_variable_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(comparing, "MOST_SLAB_ELEMENTS", 5)
-    monkeypatch.setattr(comparing, "LEAST_SLAB_ELEMENTS", 5)
+    monkeypatch.setattr(measuring, "MOST_SLAB_ELEMENTS", 5)
+    monkeypatch.setattr(measuring, "LEAST_SLAB_ELEMENTS", 5)
     generator = np.random.default_rng(6)
     arrays = [
         {f"layers/dense/vars/{k}": generator.normal(size=size).astype("f4")

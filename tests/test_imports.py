@@ -41,17 +41,18 @@ LEVELS = [
     {"pairing"},
     {"matching"},
     {"planning"},
-    {"streaming", "record"},
-    {"comparison"},
-    {"plotting"},
-    {"merging", "inspecting", "comparing"},
+    {"streaming", "record", "measuring"},
+    {"comparison", "findings", "scanning"},
+    {"plotting", "sampling"},
+    {"judging"},
+    {"merging", "inspecting", "comparing", "checking"},
     {"evaluation"},
     {"evaluation.keras_backend", "evaluation.bootstrap"},
     {"evaluation.datasets", "evaluation.verification", "evaluation.demo"},
     {"evaluation.models", "evaluation.scoring"},
     {"evaluation.rebuilding"},
     {"cli.progress", "cli.interrupts"},
-    {"cli.merge", "cli.inspect", "cli.compare", "cli.rebuild", "cli.demo"},
+    {"cli.merge", "cli.inspect", "cli.compare", "cli.check", "cli.rebuild", "cli.demo"},
     {"cli"},
     {"__main__"},
 ]
@@ -63,7 +64,7 @@ METHODS = (
     "methods.ranking",
     "methods.trimmed_mean",
 )
-ENGINE = ("pairing", "matching", "planning", "streaming", *METHODS)
+ENGINE = ("pairing", "matching", "planning", "streaming", "measuring", *METHODS)
 
 
 def modules():

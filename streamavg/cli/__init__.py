@@ -1,7 +1,8 @@
 """The command line: parse, one library call, print. One file a command.
 
 Data goes to stdout, talk to stderr. Exit codes: 0 done; 1 the data or the machine says no; 2 wrong
-usage; 130 and 143 interrupted. An error is one message; `--debug` adds the traceback.
+usage; 3 a gate did not pass; 130 and 143 interrupted. An error is one message; `--debug` adds the
+traceback.
 
 A command imports the library when it runs, so that `--help` answers at once.
 """
@@ -26,7 +27,7 @@ from streamavg.errors import (
 )
 from streamavg.version import __version__
 
-COMMANDS = ("merge", "inspect", "compare", "rebuild", "demo")
+COMMANDS = ("merge", "check", "compare", "inspect", "rebuild", "demo")
 EXIT_REFUSED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 
@@ -64,7 +65,7 @@ def main() -> NoReturn:
     interrupts.listen()
     debug = "--debug" in sys.argv
     try:
-        streamavg.main(standalone_mode=False)
+        outcome = streamavg.main(standalone_mode=False)
     except click.exceptions.Exit as exit_:
         code = exit_.exit_code
     except (KeyboardInterrupt, click.Abort):
@@ -90,7 +91,7 @@ def main() -> NoReturn:
             f"internal error, {what}. Please report it with what --debug prints.", EXIT_REFUSED
         )
     else:
-        code = 0
+        code = outcome if isinstance(outcome, int) else 0  # what a command exits with
     sys.exit(code)
 
 

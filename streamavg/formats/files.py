@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from streamavg import system_calls
 from streamavg.access import Access, probed_offsets
-from streamavg.errors import ChangedFileError, CorruptFileError
+from streamavg.errors import BeingWrittenError, ChangedFileError, CorruptFileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -176,10 +176,10 @@ class RandomAccessFile:
         self.identity.require_same_file(self.path)
 
     def require_not_being_written(self) -> None:
-        """Raises CorruptFileError if another process has it open to write HDF5."""
+        """Raises BeingWrittenError if another process has it open to write HDF5."""
         with _descriptors.using(self, self._open) as descriptor:
             if system_calls.is_locked_by_a_writer(descriptor):
-                raise CorruptFileError(
+                raise BeingWrittenError(
                     self.path,
                     "is open for writing in another process. Wait until the checkpoint is saved.",
                 )

@@ -201,23 +201,48 @@ def select_paths(paths: Iterable[str | os.PathLike[str]]) -> tuple[Path, ...]:
     Raises:
         OptionError: fewer than two, or the same file twice.
     """
-    if isinstance(paths, (str, bytes, os.PathLike)):
-        raise OptionError(f"{paths!r} is one path; give a list of at least two.")
-    selected = tuple(Path(path) for path in paths)
-    if len(selected) < 2:
+    distinct, again = distinct_files(paths)
+    given = len(distinct) + len(again)
+    if given < 2:
         raise OptionError(
-            f"a merge or comparison needs at least two checkpoints, {len(selected)} given. "
+            f"a merge or comparison needs at least two checkpoints, {given} given. "
             "Name more files, or check that the pattern matches them."
         )
+    for path, first in again:
+        raise OptionError(same_file(path, first))
+    return distinct
+
+
+def distinct_files(
+    paths: Iterable[str | os.PathLike[str]],
+) -> tuple[tuple[Path, ...], tuple[tuple[Path, Path], ...]]:
+    """The files that were given, each once, in order.
+
+    Returns:
+        The files; and of each further name of one of them that name and the first one.
+
+    Raises:
+        OptionError: one path instead of several.
+    """
+    if isinstance(paths, (str, bytes, os.PathLike)):
+        raise OptionError(f"{paths!r} is one path; give a list of at least two.")
     first_of: dict[object, Path] = {}
-    for path in selected:
-        first = first_of.setdefault(_identity(path), path)
-        if first is not path:
-            raise OptionError(
-                f"{path}: is the same file as {first}. Name each checkpoint once; "
-                "to count one more than others in a merge, use --weights."
-            )
-    return selected
+    again = []
+    for path in map(Path, paths):
+        key = _identity(path)
+        if key in first_of:
+            again.append((path, first_of[key]))
+        else:
+            first_of[key] = path
+    return tuple(first_of.values()), tuple(again)
+
+
+def same_file(path: Path, first: Path) -> str:
+    """Says of a path that it is another name of a file that was named before."""
+    return (
+        f"{path}: is the same file as {first}. Name each checkpoint once; "
+        "to count one more than others in a merge, use --weights."
+    )
 
 
 # --- order ----------------------------------------------------------------------------------------

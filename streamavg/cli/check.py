@@ -1,0 +1,176 @@
+"""`streamavg check`: may these checkpoints be averaged?"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from streamavg.cli.interrupts import raise_remembered
+from streamavg.cli.progress import choose_progress
+from streamavg.options import CHOICES
+from streamavg.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from streamavg.checking import CheckOptions
+    from streamavg.findings import Check, CheckedCheckpoint, Finding
+    from streamavg.options import OptimizerPolicy
+
+EXIT_REFUSED, EXIT_GATE = 1, 3
+_WIDEST_NAME = 40
+_SHOWN, _SHOWN_OF_ONE = 20, 3
+"""Refusals, and warnings, that are shown: in all, and of one checkpoint."""
+_NUMBERS = frozenset({3, 4, 5})
+"""Columns of the table that hold numbers."""
+
+
+@click.command()
+@click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
+@click.option("--strict", is_flag=True, help="Exit with 3 if there is a warning.")
+@click.option("--sample", is_flag=True, help="Look for NaN and Inf in a sample of the values only, "
+              "and at no checksums: fast for large files, but not all that a merge "
+              "refuses.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on stdout.")
+@click.option("--memory-limit", metavar="SIZE", help="Most memory the whole process may take, "
+              "such as 64MiB. [default: 256MiB]")  # fmt: skip
+@click.option("--threads", type=int, metavar="N", help="Threads that read values; by default one a "
+              "processor, up to four.")  # fmt: skip
+@click.option("--optimizer", type=click.Choice(CHOICES["optimizer"]), help="What a merge will do "
+              "with optimizer state. Without it, that there is such is a warning.")  # fmt: skip
+@click.option("--non-float", type=click.Choice(CHOICES["non_float"]), default="reference",
+              show_default=True, help="Where integers, bools and strings come from.")  # fmt: skip
+@click.option("--preprocessing", type=click.Choice(CHOICES["preprocessing"]), default="equal",
+              show_default=True, help="Normalization state and vocabularies must be equal, or may "
+              "differ from the reference's.")  # fmt: skip
+@click.option("--match", type=click.Choice(CHOICES["match"]), default="name", show_default=True,
+              help="How the layers of legacy files are paired.")  # fmt: skip
+@click.option("--reference", metavar="CHECKPOINT",
+              help="The input that the others are compared with. [default: the first]")  # fmt: skip
+@click.option("--allow-non-finite", is_flag=True, help="NaN and Inf are a warning.")
+@click.option("--quiet", is_flag=True, help="Print the result and errors only.")
+@click.option("--no-progress", is_flag=True, help="Show no progress.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def command(
+    checkpoints: tuple[str, ...],
+    strict: bool,
+    sample: bool,
+    optimizer: OptimizerPolicy | None,
+    as_json: bool,
+    quiet: bool,
+    no_progress: bool,
+    debug: bool,
+    **options: object,
+) -> None:
+    """Tell whether CHECKPOINTs may be averaged.
+
+    Lists everything that a merge refuses, of every file, and what it does not refuse but its user
+    should know: copies, checkpoints of another run, optimizer state and more. Exits with 1 if a
+    merge would be refused, and with --strict with 3 if there is only a warning.
+    """
+    from streamavg.checking import check
+
+    with choose_progress(shown=not (quiet or no_progress), task="checking") as progress:
+
+        def advance(count: int) -> None:
+            raise_remembered()
+            progress.advance(count)
+
+        found = check(
+            checkpoints,
+            sample=sample,
+            optimizer=optimizer,
+            on_plan=progress.begin,
+            on_progress=advance,
+            **cast("CheckOptions", options),
+        )
+    if as_json:
+        for piece in found.json_pieces():
+            sys.stdout.write(piece)
+        sys.stdout.write("\n")
+    else:
+        click.echo("\n".join(_lines(found)))
+    if not quiet:
+        click.echo(_summary(found), err=True)
+    if found.refusals:
+        raise click.exceptions.Exit(EXIT_REFUSED)
+    if strict and found.warnings:
+        raise click.exceptions.Exit(EXIT_GATE)
+
+
+def _lines(found: Check) -> Iterator[str]:
+    """The answer, a row for each checkpoint, and what was found."""
+    from streamavg.comparison import short_names, shortened
+
+    paths = [checkpoint.path for checkpoint in found.checkpoints]
+    names = shortened(short_names(paths), _WIDEST_NAME)
+    yield found.answer()
+    if found.refusals and len(found.others) > 1:
+        yield f"The {len(found.others)} without a refusal can be averaged."
+    yield ""
+    header = ["", "checkpoint", "Keras", "size", "optimizer", "distance", "state"]
+    rows = [_row(found, *each) for each in zip(found.checkpoints, names, strict=True)]
+    yield from _table([header, *rows])
+    yield from _findings("refused", found.refusals)
+    yield from _findings("warning", found.warnings)
+
+
+def _row(found: Check, checkpoint: CheckedCheckpoint, name: str) -> list[str]:
+    from streamavg.comparison import percent
+
+    refused, warned = found.kinds_of(checkpoint.path)
+    return [
+        "x" if refused else "!" if warned else "",
+        name,
+        checkpoint.producer or "-",
+        "-" if checkpoint.file_bytes is None else format_size(checkpoint.file_bytes),
+        format_size(checkpoint.optimizer_bytes) if checkpoint.optimizer_bytes else "-",
+        "-" if checkpoint.distance is None else percent(checkpoint.distance),
+        ", ".join(dict.fromkeys([*refused, *warned])) or "ok",
+    ]
+
+
+def _table(rows: list[list[str]]) -> Iterator[str]:
+    """Lines of aligned columns: names to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if number in _NUMBERS else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+
+
+def _findings(label: str, findings: Sequence[Finding]) -> Iterator[str]:
+    """What was found, a line each; of each checkpoint the first few."""
+    if findings:
+        yield ""
+    shown: Counter[tuple[str, ...]] = Counter()
+    for finding in findings:
+        if shown[finding.paths] < _SHOWN_OF_ONE and shown.total() < _SHOWN:
+            shown[finding.paths] += 1
+            yield f"{label} ({finding.kind}): {finding.text}"
+    if len(findings) > shown.total():
+        yield f"... and {len(findings) - shown.total()} more (all of them with --json)"
+
+
+def _summary(found: Check) -> str:
+    values, memory = found.values, found.memory
+    read = {
+        "all": "all values were read",
+        "sample": "only a sample of the values was read",
+        "none": "no values were read",
+    }[values.scope]
+    distances = ""
+    if values.sampled:
+        share = f"{values.sampled:,} of {values.elements:,} values"
+        distances = f", distances are of {share}"
+    count = len(found.checkpoints)
+    return (
+        f"Checked {count} checkpoint{'s' * (count != 1)}: {read}{distances}; "
+        f"{format_size(values.bytes_read)} read in {found.seconds:.2f} s, peak memory "
+        f"{format_size(memory.measured or 0)} of {format_size(memory.limit)} allowed."
+    )
