@@ -218,9 +218,9 @@ def steps(folder: Path) -> list[Step]:
     good, bad = f"{place}/{GOOD}", f"{place}/{BAD}"
     return [
         Step(
-            f"streamavg check {good}/*.keras",
-            {0: "One architecture, and nothing that forbids an average."},
-            f"The last {KEPT} epochs of one run at a constant learning rate.",
+            f"streamavg check --strict --optimizer drop {good}/*.keras",
+            {0: "Nothing forbids an average, and there is no warning."},
+            f"The last {KEPT} epochs of one run at a constant learning rate",
         ),
         Step(
             f"streamavg compare {good}/*.keras",
@@ -234,29 +234,29 @@ def steps(folder: Path) -> list[Step]:
             f"streamavg evaluate {place}/good-average.keras --against {good}/*.keras {data} "
             "--require better --no-progress",
             {
-                0: "The average is better than the best single epoch, by more than chance: "
-                "deploy it.",
-                3: "On this machine the average is not shown to be better, as it is for most seeds "
-                "(docs/runbook.md): another TensorFlow or processor trains other weights.",
+                0: "The average is better than the best single epoch, and not by chance: deploy "
+                "it.",
+                3: "Here the average is not shown to be better. It is for most runs, but not for "
+                "all: another TensorFlow or processor trains other weights.",
             },
         ),
         Step(
-            f"streamavg check {bad}/*.keras",
-            {0: "Nothing to object here either: no header tells where a run began."},
-            f"The last epochs of {RUNS} runs that began with other random weights.",
+            f"streamavg check --strict --optimizer drop {bad}/*.keras",
+            {3: "Nothing forbids an average, but there is a warning, and --strict stops here."},
+            f"The last epochs of {RUNS} runs that began with other random weights",
         ),
         Step(
             f"streamavg compare {bad}/*.keras",
-            {0: "They are as far apart as weights that have hardly anything in common."},
+            {0: "They have nothing in common, although each of them is as good as those above."},
         ),
         Step(
             f"streamavg merge {bad}/*.keras -o {place}/bad-average.keras",
-            {0: "This merges without a complaint, and Keras loads it without one."},
+            {0: "A merge does not refuse this, and Keras loads the file."},
         ),
         Step(
             f"streamavg evaluate {place}/bad-average.keras --against {bad}/*.keras {data} "
             "--require not-worse --no-progress",
-            {3: "The average is ruined, and the gate is closed: exit code 3 stops a deployment."},
+            {3: "The average is ruined: it guesses. The gate stops it."},
         ),
     ]
 
