@@ -47,7 +47,7 @@ def run_shell(command, folder):
         ["bash", "-c", f"{program}export -f streamavg\n{command}"], cwd=folder, env=environment(),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240, check=False,
     )  # fmt: skip
-    print(done.stdout)
+    sys.stdout.write(done.stdout)  # shown if the test fails
     return done.returncode
 
 

@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from streamavg.checking import RECENT_SECONDS
 from streamavg.errors import MissingDependencyError, OutputError
 from streamavg.evaluation.keras_backend import load_keras, load_tensorflow, quiet
 
@@ -51,6 +53,7 @@ HELD_OUT = 500
 SPLIT_SEED = 2024
 GOOD, BAD = "good", "bad"
 VALIDATION, TEST = "val.npz", "test.npz"
+_MARGIN_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -202,6 +205,16 @@ def _refuse_taken(folder: Path) -> None:
         raise OutputError(folder, "is a file. Name a folder that is empty or not there.")
     if folder.is_dir() and any(folder.iterdir()):
         raise OutputError(folder, "is not empty. Name a folder that is empty or not there.")
+
+
+def wait_until_settled(folder: Path) -> None:
+    """Waits until `check` does not take the files for some that are still being written.
+
+    Args:
+        folder: where `write_demo` wrote them.
+    """
+    newest = max(path.stat().st_mtime for path in folder.rglob("*.keras"))
+    time.sleep(max(0.0, newest + RECENT_SECONDS + _MARGIN_SECONDS - time.time()))
 
 
 # --- the demonstration ----------------------------------------------------------------------------

@@ -1,11 +1,14 @@
 """The demonstration: its data, its files, its commands, and what it refuses."""
 
+import os
 import shlex
 
 import numpy as np
 import pytest
 
-from streamavg.errors import OutputError
+from streamavg.checking import RECENT_SECONDS
+from streamavg.cli import demo as cli
+from streamavg.errors import OutputError, StreamAvgError
 from streamavg.evaluation import demo
 from tests.builders import DEMO, ROOT, contents, run, run_python
 
@@ -143,3 +146,32 @@ def test_a_run_is_the_same_again_with_the_same_seed(monkeypatch):
     other = [np.array_equal(a, b) for a, b in zip(runs[0], runs[2], strict=True)]
     assert all(same)
     assert not any(other)
+
+
+def test_the_commands_wait_until_the_files_are_settled(tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr(demo.time, "sleep", waited.append)
+    path = tmp_path / "good" / "epoch-1.keras"
+    path.parent.mkdir()
+    path.touch()
+    demo.wait_until_settled(tmp_path)
+    os.utime(path, (0, 0))
+    demo.wait_until_settled(tmp_path)
+    assert RECENT_SECONDS < waited[0] < RECENT_SECONDS + 1
+    assert waited[1] == 0
+
+
+# --- on the command line --------------------------------------------------------------------------
+
+
+def test_a_command_that_fails_otherwise_than_expected_ends_the_demonstration(capsys):
+    step = demo.Step("streamavg merge", {0: "It merged."})
+    with pytest.raises(StreamAvgError, match="ended with exit code 2, which"):
+        cli._show(step, demo.Outcome(2, "error: Missing argument.\n"))
+    assert capsys.readouterr().out == "error: Missing argument.\n"
+
+
+def test_what_a_command_showed_is_said_with_its_exit_code(capsys):
+    step = demo.Step("streamavg check --strict", {3: "A warning."})
+    cli._show(step, demo.Outcome(3, "distant\n"))
+    assert capsys.readouterr().out == "distant\n=> A warning. (exit code 3)\n"
