@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,15 +39,14 @@ def command(folder: Path, files_only: bool, debug: bool) -> None:
                f"{demo.VALIDATION}, {demo.TEST}")  # fmt: skip
     if files_only:
         return
-    demo.wait_until_settled(folder)
+    time.sleep(demo.seconds_until_settled(folder))
     for step in demo.steps(folder):
         if step.introduction:
             click.echo(f"\n--- {step.introduction}")
         click.echo(f"\n$ {step.typed}")
         _show(step, demo.run(step))
-    click.echo(
-        "\nAll of these commands can be typed again (merge with --force). docs/runbook.md goes on from here."
-    )
+    click.echo("\nAll of these commands can be typed again (merge with --force).")
+    click.echo("docs/runbook.md goes on from here, to the deployment.")
 
 
 def _show(step: Step, outcome: Outcome) -> None:

@@ -207,14 +207,14 @@ def _refuse_taken(folder: Path) -> None:
         raise OutputError(folder, "is not empty. Name a folder that is empty or not there.")
 
 
-def wait_until_settled(folder: Path) -> None:
-    """Waits until `check` does not take the files for some that are still being written.
+def seconds_until_settled(folder: Path) -> float:
+    """How long to wait until `check` does not take the files for some that are being written.
 
     Args:
         folder: where `write_demo` wrote them.
     """
     newest = max(path.stat().st_mtime for path in folder.rglob("*.keras"))
-    time.sleep(max(0.0, newest + RECENT_SECONDS + _MARGIN_SECONDS - time.time()))
+    return max(0.0, newest + RECENT_SECONDS + _MARGIN_SECONDS - time.time())
 
 
 # --- the demonstration ----------------------------------------------------------------------------

@@ -148,17 +148,13 @@ def test_a_run_is_the_same_again_with_the_same_seed(monkeypatch):
     assert not any(other)
 
 
-def test_the_commands_wait_until_the_files_are_settled(tmp_path, monkeypatch):
-    waited = []
-    monkeypatch.setattr(demo.time, "sleep", waited.append)
+def test_files_are_settled_when_check_does_not_warn_of_them_any_more(tmp_path):
     path = tmp_path / "good" / "epoch-1.keras"
     path.parent.mkdir()
     path.touch()
-    demo.wait_until_settled(tmp_path)
+    assert RECENT_SECONDS < demo.seconds_until_settled(tmp_path) < RECENT_SECONDS + 1
     os.utime(path, (0, 0))
-    demo.wait_until_settled(tmp_path)
-    assert RECENT_SECONDS < waited[0] < RECENT_SECONDS + 1
-    assert waited[1] == 0
+    assert demo.seconds_until_settled(tmp_path) == 0
 
 
 # --- on the command line --------------------------------------------------------------------------
