@@ -36,7 +36,10 @@ if TYPE_CHECKING:
         UnsafeFileError,
         UnsupportedFeatureError,
     )
-    from streamavg.evaluation.rebuilding import rebuild
+    from streamavg.evaluation.connectivity import PathEvaluation, evaluate_path
+    from streamavg.evaluation.evaluating import EvaluateOptions, evaluate
+    from streamavg.evaluation.rebuilding import RebuildRecord, rebuild
+    from streamavg.evaluation.verdict import Evaluation
     from streamavg.findings import Check, CheckedCheckpoint, Finding, FindingKind
     from streamavg.formats import open_checkpoint
     from streamavg.inspecting import CheckpointSummary, inspect
@@ -56,6 +59,8 @@ _HOME_OF = {
     "CompareOptions": "streamavg.comparing",
     "Comparison": "streamavg.comparison",
     "CorruptFileError": "streamavg.errors",
+    "EvaluateOptions": "streamavg.evaluation.evaluating",
+    "Evaluation": "streamavg.evaluation.verdict",
     "Finding": "streamavg.findings",
     "FindingKind": "streamavg.findings",
     "FormatError": "streamavg.errors",
@@ -68,6 +73,8 @@ _HOME_OF = {
     "NonFiniteValuesError": "streamavg.errors",
     "OptionError": "streamavg.errors",
     "OutputError": "streamavg.errors",
+    "PathEvaluation": "streamavg.evaluation.connectivity",
+    "RebuildRecord": "streamavg.evaluation.rebuilding",
     "Role": "streamavg.checkpoint",
     "StreamAvgError": "streamavg.errors",
     "UnknownFormatError": "streamavg.errors",
@@ -76,6 +83,8 @@ _HOME_OF = {
     "Variable": "streamavg.checkpoint",
     "check": "streamavg.checking",
     "compare": "streamavg.comparing",
+    "evaluate": "streamavg.evaluation.evaluating",
+    "evaluate_path": "streamavg.evaluation.connectivity",
     "inspect": "streamavg.inspecting",
     "merge": "streamavg.merging",
     "open_checkpoint": "streamavg.formats",
@@ -106,6 +115,8 @@ __all__ = [
     "CompareOptions",
     "Comparison",
     "CorruptFileError",
+    "EvaluateOptions",
+    "Evaluation",
     "Finding",
     "FindingKind",
     "FormatError",
@@ -118,6 +129,8 @@ __all__ = [
     "NonFiniteValuesError",
     "OptionError",
     "OutputError",
+    "PathEvaluation",
+    "RebuildRecord",
     "Role",
     "StreamAvgError",
     "UnknownFormatError",
@@ -127,6 +140,8 @@ __all__ = [
     "__version__",
     "check",
     "compare",
+    "evaluate",
+    "evaluate_path",
     "inspect",
     "merge",
     "open_checkpoint",

@@ -24,7 +24,7 @@ from streamavg.errors import MissingDependencyError, OptionError, OutputError
 from streamavg.formats.output import OutputFile, refuse_taken
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
@@ -104,6 +104,19 @@ def draw(comparison: Comparison, path: Path, *, force: bool = False) -> None:
 
     Memory: about 100 MiB, most of it for matplotlib itself.
     """
+    save_figure(lambda: figure_of(comparison), path, force=force)
+
+
+def save_figure(make: Callable[[], Figure], path: Path, *, force: bool = False) -> None:
+    """Draws a figure into a file that appears whole or not at all, with settings of our own.
+
+    Args:
+        make: makes the figure.
+        path: a `.png` or `.svg` file.
+        force: whether an existing file may be replaced.
+
+    Raises: as `draw`.
+    """
     check_picture(path, (), force=force)
     import matplotlib as mpl  # noqa: PLC0415 - only pictures pay for it
 
@@ -114,7 +127,7 @@ def draw(comparison: Comparison, path: Path, *, force: bool = False) -> None:
         mpl.rcdefaults()
         mpl.rcParams.update({"text.parse_math": False, "svg.hashsalt": "streamavg", "font.size": 8})
         kind = path.suffix.lower()[1:]
-        figure_of(comparison).savefig(
+        make().savefig(
             picture, format=kind, dpi=_DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.15,
             metadata={"Date": None} if kind == "svg" else None,
         )  # fmt: skip

@@ -48,11 +48,16 @@ LEVELS = [
     {"merging", "inspecting", "comparing", "checking"},
     {"evaluation"},
     {"evaluation.keras_backend", "evaluation.bootstrap"},
+    {"evaluation.verdict"},
+    {"evaluation.drawing"},
     {"evaluation.datasets", "evaluation.verification", "evaluation.demo"},
-    {"evaluation.models", "evaluation.scoring"},
+    {"evaluation.models", "evaluation.scoring", "evaluation.recalibrating"},
     {"evaluation.rebuilding"},
+    {"evaluation.evaluating"},
+    {"evaluation.connectivity"},
     {"cli.progress", "cli.interrupts"},
     {"cli.merge", "cli.inspect", "cli.compare", "cli.check", "cli.rebuild", "cli.demo"},
+    {"cli.evaluate"},
     {"cli"},
     {"__main__"},
 ]
@@ -155,6 +160,7 @@ def test_the_engine_and_the_methods_know_no_hdf5():
 
 KERAS = {"tensorflow", "keras", "tf_keras"}
 ONE_DOOR = "evaluation.keras_backend"
+PICTURES = ("plotting", "evaluation.drawing")
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {ONE_DOOR}))
@@ -174,7 +180,7 @@ def test_loading_a_module_of_the_evaluation_room_loads_no_keras(name):
     assert run_python(code).returncode == 0
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["rebuild", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["rebuild", "--help"], ["evaluate", "--help"]])
 def test_help_loads_no_keras(arguments):
     code = (
         "import atexit, os, sys, streamavg.cli as cli\n"
@@ -205,13 +211,15 @@ def test_arrays_are_never_unpickled(name):
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_a_module_imports_only_the_standard_library_and_the_dependencies(name):
     known = {PACKAGE, "click", "h5py", "ml_dtypes", "numpy", "tqdm", *sys.stdlib_module_names}
-    optional = {"plotting": {"matplotlib"}, ONE_DOOR: KERAS, "evaluation.demo": {"sklearn"}}
+    optional = {name: {"matplotlib"} for name in PICTURES}
+    optional |= {ONE_DOOR: KERAS, "evaluation.demo": {"sklearn"}}
     assert {i.split(".")[0] for i in imports(name)} <= known | optional.get(name, set())
 
 
-def test_pictures_import_matplotlib_only_when_they_are_drawn():
-    names = {i.split(".")[0] for i in imports("plotting")}
-    loaded = {i.split(".")[0] for i in imports("plotting", at_runtime=True)}
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_import_matplotlib_only_when_they_are_drawn(name):
+    names = {i.split(".")[0] for i in imports(name)}
+    loaded = {i.split(".")[0] for i in imports(name, at_runtime=True)}
     assert "matplotlib" in names - loaded
 
 
