@@ -57,6 +57,7 @@ KERAS2_ALL = (
     "digits-legacy/keras2-epoch-{epoch}.h5",
     "digits-legacy/keras2-weights-epoch-{epoch}.h5",
 )
+DEMO = "demo"
 LOGGED = "digits-logged"
 LOGGED_EPOCHS, LOGGED_KEPT = 12, 5  # two-digit epochs come before "8" where a shell sorts
 LOGGED_NAME = "ckpt-{epoch}-{val_loss:.4f}.weights.h5"
@@ -410,7 +411,32 @@ def make_logged(collection: Collection, keras: ModuleType) -> None:
         collection.accept(name, f"{keras.__name__} {keras.__version__}, make_logged")
 
 
-KERAS3_MAKERS = (make_digits, make_wider, make_other_preprocessing, make_swapped, make_logged)
+def make_demo(collection: Collection, keras: ModuleType) -> None:
+    """Make what `streamavg demo` makes: a set whose average is best, and one whose is ruined."""
+    from streamavg.evaluation import demo
+
+    folder = collection.root / DEMO
+    demo.write_demo(folder)
+    splits = (Split(split.x, split.y) for split in demo.load_digits())
+    scored = replace(collection, digits=Digits(*splits))
+    for name in (demo.VALIDATION, demo.TEST):
+        scored.accept(f"{DEMO}/{name}", "scikit-learn, streamavg.evaluation.demo")
+    producer = f"{keras.__name__} {keras.__version__}, streamavg.evaluation.demo"
+    for group in (demo.GOOD, demo.BAD):
+        paths = sorted((folder / group).glob("*.keras"))
+        models = [load(keras, path, keras.Sequential) for path in paths]
+        for path, model in zip(paths, models, strict=True):
+            name = path.relative_to(collection.root).as_posix()
+            scored.accept(name, producer)
+            scored.measure(name, model)
+        scored.measure(f"mean of {DEMO}/{group}/*.keras", mean_model(keras, models))
+
+
+KERAS3_MAKERS = (
+    make_digits, make_wider, make_other_preprocessing, make_swapped, make_logged, make_demo,
+)  # fmt: skip
+ALONE = {maker.__name__: maker for maker in (make_logged, make_demo)}
+"""Makers that need no files of others."""
 
 
 def make_all(root: Path, only: str | None = None) -> Collection:
@@ -430,7 +456,7 @@ def make_all(root: Path, only: str | None = None) -> Collection:
 
     collection = Collection(root, load_digits())
     if only is not None:
-        next(maker for maker in KERAS3_MAKERS if maker.__name__ == only)(collection, keras)
+        ALONE[only](collection, keras)
         return collection
     import tf_keras
 
@@ -478,21 +504,32 @@ def install(collection: Collection, folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     (collection.root / MANIFEST).write_text(manifest(collection))
     shutil.copytree(collection.root, folder, dirs_exist_ok=True)
+    write_table(folder, collection.accuracies)
+
+
+def write_table(folder: Path, accuracies: dict[str, dict[str, float]]) -> None:
+    """Replace the table of accuracies in the fixtures' README."""
     readme = folder / README
     text = readme.read_text() if readme.exists() else "# Fixtures\n\n"
     before, _, rest = text.partition(TABLE_BEGIN)
     after = rest.partition(TABLE_END)[2] or "\n"
-    table = accuracy_table(collection.accuracies)
+    table = accuracy_table(accuracies)
     readme.write_text(f"{before}{TABLE_BEGIN}\n{table}\n{TABLE_END}{after}")
 
 
 def install_some(collection: Collection, folder: Path) -> None:
-    """Replace the folders that one maker made, and their lines in the manifest."""
+    """Replace the folders that one maker made, their lines in the manifest and their accuracies."""
     made = tuple({f"{name.partition('/')[0]}/" for name in collection.producers})
+    if collection.accuracies:
+        accuracies = json.loads((folder / ACCURACIES).read_text()) | collection.accuracies
+        (collection.root / ACCURACIES).write_text(json.dumps(accuracies, indent=2) + "\n")
+        collection.accept(ACCURACIES, "make_all")
+        write_table(folder, accuracies)
     for name in made:
         shutil.rmtree(folder / name, ignore_errors=True)
     lines = (folder / MANIFEST).read_text().splitlines(keepends=True)
-    kept = [line for line in lines if not line.split(maxsplit=3)[2].startswith(made)]
+    replaced = (*made, *collection.producers)
+    kept = [line for line in lines if not line.split(maxsplit=3)[2].startswith(replaced)]
     new = manifest(collection).splitlines(keepends=True)
     shutil.copytree(collection.root, folder, dirs_exist_ok=True)
     ordered = sorted([*kept, *new], key=lambda line: line.split(maxsplit=3)[2])
@@ -522,7 +559,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description="Make or check the checkpoints in fixtures/.")
     parser.add_argument("--check", action="store_true", help="only verify fixtures/MANIFEST")
-    parser.add_argument("--only", choices=["make_logged"], help="make its files alone")
+    parser.add_argument("--only", choices=sorted(ALONE), help="make its files alone")
     parser.add_argument("--folder", type=Path, default=FIXTURES, help="default: fixtures/")
     options = parser.parse_args(arguments)
     if options.check:

@@ -16,6 +16,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "fixtures"
 DIGITS = FIXTURES / "digits"
+DEMO = FIXTURES / "demo"
 LOGGED = FIXTURES / "digits-logged"
 LEGACY = FIXTURES / "digits-legacy"
 MISMATCHED = FIXTURES / "digits-mismatched"

@@ -51,13 +51,21 @@ LEVELS = [
     {"evaluation.keras_backend", "evaluation.bootstrap", "evaluation.strategies"},
     {"evaluation.verdict", "evaluation.soup_record"},
     {"evaluation.drawing"},
-    {"evaluation.datasets", "evaluation.verification"},
+    {"evaluation.datasets", "evaluation.verification", "evaluation.demo"},
     {"evaluation.models", "evaluation.scoring", "evaluation.recalibrating"},
     {"evaluation.rebuilding", "evaluation.souping"},
     {"evaluation.evaluating"},
     {"evaluation.connectivity"},
     {"cli.progress", "cli.interrupts", "cli.record_file"},
-    {"cli.merge", "cli.inspect", "cli.compare", "cli.check", "cli.rebuild", "cli.soup"},
+    {
+        "cli.merge",
+        "cli.inspect",
+        "cli.compare",
+        "cli.check",
+        "cli.rebuild",
+        "cli.soup",
+        "cli.demo",
+    },
     {"cli.evaluate"},
     {"cli"},
     {"__main__"},
@@ -167,7 +175,13 @@ KERAS = {"tensorflow", "keras", "tf_keras"}
 ONE_DOOR = "evaluation.keras_backend"
 PICTURES = ("plotting", "evaluation.drawing")
 SEARCH = "evaluation.strategies"
-OPTIONAL = {SEARCH: {"scipy"}, ONE_DOOR: KERAS, "formats.crc32": {"isal"}} | dict.fromkeys(PICTURES, {"matplotlib"})
+OPTIONAL = {
+    SEARCH: {"scipy"},
+    ONE_DOOR: KERAS,
+    "evaluation.demo": {"sklearn"},
+    "formats.crc32": {"isal"},
+    **dict.fromkeys(PICTURES, {"matplotlib"}),
+}
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {ONE_DOOR}))

@@ -27,7 +27,7 @@ from streamavg.errors import (
 )
 from streamavg.version import __version__
 
-COMMANDS = ("merge", "check", "compare", "inspect", "rebuild", "evaluate", "soup")
+COMMANDS = ("merge", "check", "compare", "inspect", "rebuild", "evaluate", "soup", "demo")
 EXIT_REFUSED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 
