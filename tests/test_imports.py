@@ -180,7 +180,7 @@ OPTIONAL = {
     ONE_DOOR: KERAS,
     "evaluation.demo": {"sklearn"},
     "formats.crc32": {"isal"},
-    **dict.fromkeys(PICTURES, {"matplotlib"}),
+    **{name: {"matplotlib"} for name in PICTURES},
 }
 
 

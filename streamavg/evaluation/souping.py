@@ -399,7 +399,7 @@ def _kitchen(
 ) -> Iterator[_Kitchen]:
     """Opens all candidates, and a folder beside the output for trials, which vanishes after."""
     with ExitStack() as stack:
-        plan = stack.enter_context(planned(paths, output, Settings(**settings.merging)))
+        plan = stack.enter_context(planned(paths, output, Settings(**settings.merging))).plan
         require_finite(plan)
         folder = Path(stack.enter_context(_scratch_folder(output)))
         in_memory = plan.memory.projected + RunningSum.bytes_needed(plan) <= plan.memory.limit

@@ -300,9 +300,7 @@ class TestRefusals:
     def test_a_picture_is_not_replaced(self, trained, tmp_path):
         (tmp_path / "out.png").write_text("mine")
         with pytest.raises(OutputError, match="exists already"):
-            evaluate(
-                trained["good"], [trained["bad"]], trained["data"], plot=tmp_path / "out.png"
-            )
+            evaluate(trained["good"], [trained["bad"]], trained["data"], plot=tmp_path / "out.png")
 
     def test_code_in_a_file(self, keras, trained, tmp_path):
         model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Lambda(lambda x: x)])

@@ -1,4 +1,5 @@
 import itertools
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,8 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamavg.formats.crc32 import RunningCrc, crc32, gaps, pieces
-from tests.builders import run_python
+from streamavg.formats.crc32 import RunningCrc, fastest, gaps, pieces
+
+
+def without_isal():
+    """What is taken where isal is not installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "isal", None)
+        return fastest.__wrapped__()
 
 
 @given(st.binary(max_size=500), st.lists(st.integers(0, 500)), st.randoms())
@@ -25,25 +32,32 @@ def test_pieces_in_any_order_give_the_crc_of_the_whole(content, cuts, random):
     assert crc.missing() == []
 
 
-@given(st.binary(max_size=500))
-def test_whichever_function_is_taken_gives_the_number_of_zlib(content):
-    assert crc32()(content) == zlib.crc32(content)
-    assert crc32()(memoryview(content)) == zlib.crc32(content)
+CRCS = {"fastest": fastest, "zlib": without_isal}
 
 
-def test_the_function_of_isal_is_taken_where_that_is_installed():
+@pytest.mark.parametrize("crc", CRCS.values(), ids=CRCS)
+@given(content=st.binary(max_size=500))
+def test_whichever_function_is_taken_gives_the_number_of_zlib(crc, content):
+    assert crc().of(content) == zlib.crc32(content)
+    assert crc().of(memoryview(content)) == zlib.crc32(content)
+
+
+@pytest.mark.parametrize("crc", CRCS.values(), ids=CRCS)
+@given(first=st.binary(max_size=200), second=st.binary(max_size=200))
+def test_a_shifted_crc_is_what_bytes_add_with_others_behind_them(crc, first, second):
+    whole = crc().shifted(crc().of(first), len(second)) ^ crc().of(second)
+    assert whole == zlib.crc32(first + second)
+
+
+@pytest.mark.parametrize("crc", CRCS.values(), ids=CRCS)
+def test_shifts_as_long_as_large_files_add_up(crc):
+    once = crc().shifted(crc().shifted(12345, 3 * 2**33 + 1), 2**40)
+    assert once == crc().shifted(12345, 3 * 2**33 + 1 + 2**40)
+
+
+def test_isal_is_taken_where_it_is_installed():
     isal_zlib = pytest.importorskip("isal.isal_zlib")
-    assert crc32() is isal_zlib.crc32
-
-
-def test_without_isal_zlib_does_it():
-    done = run_python(
-        "import sys, zlib\n"
-        "sys.modules['isal'] = None\n"
-        "from streamavg.formats.crc32 import crc32\n"
-        "assert crc32() is zlib.crc32"
-    )
-    assert done.returncode == 0, done.stderr
+    assert fastest().of is isal_zlib.crc32
 
 
 @given(st.binary(min_size=1, max_size=200), st.binary(max_size=200))
