@@ -161,7 +161,7 @@ KERAS = {"tensorflow", "keras", "tf_keras"}
 ONE_DOOR = "evaluation.keras_backend"
 PICTURES = ("plotting", "evaluation.drawing")
 SEARCH = "evaluation.strategies"
-OPTIONAL = {SEARCH: {"scipy"}, ONE_DOOR: KERAS} | dict.fromkeys(PICTURES, {"matplotlib"})
+OPTIONAL = {SEARCH: {"scipy"}, ONE_DOOR: KERAS} | {name: {"matplotlib"} for name in PICTURES}
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {ONE_DOOR}))
