@@ -1,6 +1,7 @@
 """An average against the best of some checkpoints, on models of real Keras."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -188,7 +189,7 @@ class TestLossAndMetrics:
             tmp_path / "plain.keras", [trained["bad"]], trained["data"],
             loss="sparse_categorical_crossentropy", **FEW,
         )  # fmt: skip
-        assert list(found.models[1].validation) == ["loss", "accuracy"] or found.models
+        assert [list(model.validation) for model in found.models] == [["loss"], ["loss"]]
 
     def test_are_those_of_the_average_for_all_models(self, dense, trained, tmp_path):
         dense(5, metrics=()).save(tmp_path / "other.keras")
@@ -206,11 +207,8 @@ class TestLossAndMetrics:
         assert found.metric == "accuracy"
 
     def test_wide_states_are_resampled_less_often_and_a_note_says_so(self, dense, npz, numbers):
-        folder = None
         x, y = numbers
         data = npz(x=x, y=(y > 0).astype(np.float32)[:, None])
-        from pathlib import Path
-
         folder = Path(data).parent
         for seed in (1, 2):
             model = dense(seed, loss="binary_crossentropy", metrics=["AUC"], units=1)
