@@ -38,8 +38,8 @@ SUMS = settings(
 @contextmanager
 def running_sum(paths, folder, *, on_disk=True, suffix=".weights.h5", **options):
     with (
-        planned(paths, folder / f"soup{suffix}", Settings(**options)) as plan,
-        RunningSum(plan, folder if on_disk else None) as held,
+        planned(paths, folder / f"soup{suffix}", Settings(**options)) as weighing,
+        RunningSum(weighing.plan, folder if on_disk else None) as held,
     ):
         yield held
 
@@ -230,17 +230,17 @@ class TestReading:
 
     def test_a_folder_that_takes_no_file_is_an_error(self, tmp_path, five):
         with (
-            planned(five, tmp_path / "soup.weights.h5", Settings()) as plan,
+            planned(five, tmp_path / "soup.weights.h5", Settings()) as weighing,
             pytest.raises(OutputError, match="the running sum cannot be kept there"),
         ):
-            RunningSum(plan, tmp_path / "missing")
+            RunningSum(weighing.plan, tmp_path / "missing")
 
     def test_a_full_disk_is_an_error(self, tmp_path, five, monkeypatch):
         """/dev/full refuses every write for want of space."""
-        with planned(five, tmp_path / "soup.weights.h5", Settings()) as plan:
+        with planned(five, tmp_path / "soup.weights.h5", Settings()) as weighing:
             full = Path("/dev/full").open("r+b", buffering=0)  # noqa: SIM115
             monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: full)
-            with RunningSum(plan, tmp_path) as held, pytest.raises(OutputError, match="--output"):
+            with RunningSum(weighing.plan, tmp_path) as held, pytest.raises(OutputError, match="--output"):
                 held.add(0)
 
     def test_a_checkpoint_that_changed_is_an_error_and_no_trial(self, tmp_path, five, trial):
@@ -254,8 +254,8 @@ class TestReading:
 
 class TestRequireFinite:
     def test_values_that_are_finite_pass(self, tmp_path, five):
-        with planned(five, tmp_path / "soup.weights.h5", Settings()) as plan:
-            require_finite(plan)
+        with planned(five, tmp_path / "soup.weights.h5", Settings()) as weighing:
+            require_finite(weighing.plan)
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -266,10 +266,10 @@ class TestRequireFinite:
         paths = write_all(tmp_path, [{"layers/dense": [array]} for array in made])
         with (
             slabs_of_at_most(5),
-            planned(paths, tmp_path / "soup.weights.h5", Settings()) as plan,
+            planned(paths, tmp_path / "soup.weights.h5", Settings()) as weighing,
             pytest.raises(NonFiniteValuesError) as caught,
         ):
-            require_finite(plan)
+            require_finite(weighing.plan)
         assert caught.value.path == paths[1]
         assert caught.value.index == (2, 1)
         assert "Leave this checkpoint out." in str(caught.value)
@@ -281,10 +281,10 @@ class TestRequireFinite:
         data[place] ^= 1
         paths[1].write_bytes(bytes(data))
         with (
-            planned(paths, tmp_path / "soup.keras", Settings()) as plan,
+            planned(paths, tmp_path / "soup.keras", Settings()) as weighing,
             pytest.raises(CorruptFileError, match=r"1\.keras"),
         ):
-            require_finite(plan)
+            require_finite(weighing.plan)
 
 
 @st.composite

@@ -35,9 +35,9 @@ def _parse_names(
 
 @click.command()
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
-@click.option("--val", required=True, metavar="DATA", help="Validation data, to choose by: FILE.npz "
-              "with arrays x and y, FILE.npz:SPLIT with x_SPLIT and y_SPLIT, or module:function that "
-              "returns a tf.data.Dataset or arrays.")  # fmt: skip
+@click.option("--val", required=True, metavar="DATA", help="Validation data, to choose by: "
+              "FILE.npz with arrays x and y, FILE.npz:SPLIT with x_SPLIT and y_SPLIT, or "
+              "module:function that returns a tf.data.Dataset or arrays.")  # fmt: skip
 @click.option("--test", metavar="DATA", help="Test data, to report on: opened once everything is "
               "chosen.")  # fmt: skip
 @click.option("-o", "--output", required=True, metavar="OUTPUT", help="The file to write.")

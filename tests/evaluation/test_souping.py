@@ -317,6 +317,7 @@ class TestInterrupts:
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_the_first_line_answers(self, tmp_path):
         done = run(
             "soup", *FIVE, "--model", MODEL, "--val", VAL, "--test", TEST, "-o", "soup.weights.h5",
@@ -340,6 +341,7 @@ class TestCommand:
             "record.json", "soup.weights.h5",
         ]  # fmt: skip
 
+    @pytest.mark.slow
     def test_the_record_lists_every_trial(self, tmp_path):
         done = run(
             "soup", *THREE, "--val", VAL, "-o", "soup.keras", "--json", "--quiet", cwd=tmp_path
@@ -355,6 +357,7 @@ class TestCommand:
         assert [trial["taken"] for trial in record["trials"]] == [True, *[False] * 4]
         assert record["test"] is None
 
+    @pytest.mark.slow
     def test_without_test_data_it_says_that_the_score_is_too_good(self, tmp_path):
         done = run("soup", *THREE, "--val", VAL, "-o", "soup.keras", cwd=tmp_path)
         assert "too good" in done.stdout.splitlines()[1]
