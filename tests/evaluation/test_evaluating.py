@@ -50,10 +50,15 @@ def values(evaluation, path, where="validation"):
     return getattr(model, where)
 
 
+@pytest.fixture(scope="module")
+def scored(keras, average):
+    return evaluate(average, CHECKPOINTS, VAL, test=TEST, metric="accuracy", **FEW)
+
+
 class TestScores:
-    @pytest.fixture(scope="class")
-    def found(self, keras, average):
-        return evaluate(average, CHECKPOINTS, VAL, test=TEST, metric="accuracy", **FEW)
+    @pytest.fixture
+    def found(self, scored):
+        return scored
 
     def test_are_those_that_were_measured_when_the_fixtures_were_made(self, found, average):
         assert values(found, average)["accuracy"] == pytest.approx(
@@ -300,9 +305,7 @@ class TestRefusals:
     def test_a_picture_is_not_replaced(self, trained, tmp_path):
         (tmp_path / "out.png").write_text("mine")
         with pytest.raises(OutputError, match="exists already"):
-            evaluate(
-                trained["good"], [trained["bad"]], trained["data"], plot=tmp_path / "out.png"
-            )
+            evaluate(trained["good"], [trained["bad"]], trained["data"], plot=tmp_path / "out.png")
 
     def test_code_in_a_file(self, keras, trained, tmp_path):
         model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Lambda(lambda x: x)])
