@@ -71,7 +71,7 @@ class _ManyAgainst(click.Command):
 @click.option("--margin", type=float, metavar="D", help="Of --require, in the metric's unit: "
               "better by more than D, or surely not worse by D.")  # fmt: skip
 @click.option("--recalibrate-batchnorm", metavar="DATA", help="Estimate the moving statistics of "
-              "the average anew from these data, usually training data, and report both.")  # fmt: skip
+              "the average anew from these data, usually the training set.")  # fmt: skip
 @click.option("-o", "--output", metavar="FILE.keras", help="Save the better one of the average "
               "with and without recalibration.")  # fmt: skip
 @click.option("--plot", metavar="FILE", help="Draw it: *.png or *.svg (needs matplotlib).")
