@@ -50,10 +50,15 @@ def values(evaluation, path, where="validation"):
     return getattr(model, where)
 
 
+@pytest.fixture(scope="module")
+def scored(keras, average):
+    return evaluate(average, CHECKPOINTS, VAL, test=TEST, metric="accuracy", **FEW)
+
+
 class TestScores:
-    @pytest.fixture(scope="class")
-    def found(self, keras, average):
-        return evaluate(average, CHECKPOINTS, VAL, test=TEST, metric="accuracy", **FEW)
+    @pytest.fixture
+    def found(self, scored):
+        return scored
 
     def test_are_those_that_were_measured_when_the_fixtures_were_made(self, found, average):
         assert values(found, average)["accuracy"] == pytest.approx(
