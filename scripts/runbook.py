@@ -281,14 +281,16 @@ def execute(text: str, folder: Path, environment: Mapping[str, str]) -> Outcome:
         ["bash", "-c", text], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     ) as process:  # fmt: skip
-        exit_code: int | None
+        exit_code: int | None = None
         try:
             output, _ = process.communicate(timeout=COMMAND_TIMEOUT)
             exit_code = process.returncode
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             output, _ = process.communicate()
-            exit_code = None
+        finally:
+            if process.poll() is None:  # this script is interrupted
+                os.killpg(process.pid, signal.SIGKILL)
     printed = without_blank_end([line.rstrip() for line in output.splitlines()])
     return Outcome(exit_code, tuple(printed), time.monotonic() - start)
 
@@ -399,4 +401,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the command that runs
     sys.exit(main())

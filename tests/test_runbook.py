@@ -1,6 +1,7 @@
 """The runbook is checked by executing it; here the checker is checked, and the page's shape."""
 
 import re
+import tomllib
 
 import pytest
 import runbook
@@ -165,3 +166,42 @@ def test_a_page_that_executes_nothing_is_wrong(tmp_path):
 def test_a_page_that_cannot_be_read_is_an_error_with_its_line(tmp_path, capsys, text, message):
     assert check(tmp_path, text) == 2
     assert message in capsys.readouterr().err
+
+
+# --- the runbook itself ---------------------------------------------------------------------------
+
+STEPS = re.findall(
+    r"^## (\d+)\. (.*?)\n(.*?)(?=^## )", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE
+)
+
+
+def test_the_steps_are_numbered():
+    assert [int(number) for number, _, _ in STEPS] == list(range(1, 10))
+
+
+@pytest.mark.parametrize(("title", "text"), [step[1:] for step in STEPS], ids=lambda v: v[:12])
+def test_a_step_has_a_command_and_a_failure_with_its_cure(title, text):
+    found = runbook.read_page(text)
+    assert [c for c in found if c.block.is_executed and not c.block.is_failure]
+    assert len([c for c in found if c.block.is_failure and c.block.is_executed]) == 1
+    assert text.count("**Failure.**") == text.count("*Cure:*") == 1
+
+
+def test_what_installs_the_package_is_not_executed_because_the_integration_has_just_done_so():
+    commands = [
+        c.text for c in runbook.read_page(PAGE.read_text("utf-8")) if not c.block.is_executed
+    ]
+    assert commands == [
+        "python3 -m venv environment",
+        "source environment/bin/activate",
+        'python -m pip install ".[tensorflow]"',
+        "pre-commit install --hook-type pre-commit --hook-type pre-push",
+    ]
+    integration = (ROOT / ".ci" / "run").read_text("utf-8")
+    before = integration.partition("\npython scripts/runbook.py\n")[0]
+    assert before != integration
+    assert "\npython3 -m venv " in before
+    assert "\nsource " in before
+    assert '\npython -m pip install ".[test]"\n' in before
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert "streamavg[plot,tensorflow]" in project["optional-dependencies"]["test"]

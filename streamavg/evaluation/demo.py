@@ -103,6 +103,7 @@ def write_demo(folder: Path, *, on_run: Callable[[str], None] | None = None) -> 
 
     Memory: TensorFlow's, some 600 MiB.
     """
+    _refuse_taken(folder)
     train, validation, test = load_digits()
     with _placed(folder) as made:
         for name, split in ((VALIDATION, validation), (TEST, test)):
@@ -178,7 +179,6 @@ def epochs(train: Split, seed: int) -> Iterator[tuple[int, Any]]:
 @contextmanager
 def _placed(folder: Path) -> Iterator[Path]:
     """A place to fill, which is at `folder` when the block ends without an error."""
-    _refuse_taken(folder)
     temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
