@@ -240,7 +240,10 @@ class TestReading:
         with planned(five, tmp_path / "soup.weights.h5", Settings()) as weighing:
             full = Path("/dev/full").open("r+b", buffering=0)  # noqa: SIM115
             monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: full)
-            with RunningSum(weighing.plan, tmp_path) as held, pytest.raises(OutputError, match="--output"):
+            with (
+                RunningSum(weighing.plan, tmp_path) as held,
+                pytest.raises(OutputError, match="--output"),
+            ):
                 held.add(0)
 
     def test_a_checkpoint_that_changed_is_an_error_and_no_trial(self, tmp_path, five, trial):
