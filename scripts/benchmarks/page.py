@@ -404,7 +404,7 @@ def profile_text(profile: Profile, report: Report) -> str:
 
 
 def notes_section(report: Report) -> str:
-    """What was left out, and why."""
-    if not report.notes:
-        return ""
-    return "## Left out\n\n" + "\n".join(f"- {note}" for note in report.notes)
+    """What was left out, and why; not what another run had."""
+    measured = {f"{one.contender}: " for one in report.measurements}
+    notes = [note for note in report.notes if not note.startswith(tuple(measured))]
+    return "## Left out\n\n" + "\n".join(f"- {note}" for note in notes) if notes else ""

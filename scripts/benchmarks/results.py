@@ -109,9 +109,10 @@ class Report:
 
     @classmethod
     def load(cls, paths: Iterable[Path]) -> Report:
-        """Reads one or several reports as one; machine and settings are those of the last.
+        """Reads one or several reports as one.
 
-        What a later file measured again counts as further repeats.
+        What a later file measured again counts as further repeats. Where machine and settings
+        differ, each file's are told.
         """
         report = cls()
         for path in paths:
@@ -120,8 +121,8 @@ class Report:
                 key = earlier.mode, earlier.scenario
                 before[key] = max(before.get(key, 0), earlier.repeat)
             document = json.loads(path.read_text("utf-8"))
-            report.machine |= document["machine"]
-            report.settings |= document["settings"]
+            _add_facts(report.machine, document["machine"])
+            _add_facts(report.settings, document["settings"])
             report.scenarios += [Scenario(**entry) for entry in document["scenarios"]]
             for entry in document["measurements"]:
                 again = Measurement(**entry)
@@ -206,3 +207,11 @@ class Report:
             m.outcome for m in self.of(mode, scenario, contender, counted=False)
             if m.outcome != DONE
         ]  # fmt: skip
+
+
+def _add_facts(facts: dict[str, str], others: dict[str, str]) -> None:
+    """Adds facts to others of the same names: what differs stands beside what was there."""
+    for name, value in others.items():
+        known = facts.setdefault(name, value)
+        if value not in known.split(" / "):
+            facts[name] = f"{known} / {value}"

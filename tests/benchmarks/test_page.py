@@ -127,3 +127,9 @@ def test_the_bytes_that_a_variable_costs_follow_from_two_peaks():
 
 def test_a_report_of_nothing_still_makes_a_page():
     assert page.render(Report()).startswith("# Benchmarks")
+
+
+def test_what_one_run_left_out_and_another_had_is_not_left_out():
+    report = report_of({contenders.L: 1.0, contenders.MERGEKIT: 8.0})
+    report.notes = [f"{contenders.MERGEKIT}: none was given.", f"{contenders.ARTICLE}: no Keras."]
+    assert page.notes_section(report) == f"## Left out\n\n- {contenders.ARTICLE}: no Keras."

@@ -68,3 +68,10 @@ def test_what_is_measured_again_counts_as_further_repeats(report, tmp_path):
     assert both.repeats("warm", "s") == [1, 2]
     ratio = report.median_ratio("warm", "s", "streamavg", "L")
     assert both.median_ratio("warm", "s", "streamavg", "L", repeat=2) == ratio
+
+
+def test_facts_that_differ_between_reports_stand_side_by_side(tmp_path):
+    for name, commit in {"a.json": "1a2b", "b.json": "3c4d", "c.json": "1a2b"}.items():
+        Report(machine={"cores": "2", "commit": commit}).save(tmp_path / name)
+    both = Report.load(sorted(tmp_path.glob("*.json")))
+    assert both.machine == {"cores": "2", "commit": "1a2b / 3c4d"}
