@@ -289,8 +289,12 @@ def _deserialized(config: Mapping[str, Any]) -> dict[str, Any]:
 def _objects(part: Any, get: Callable[[Any], Any]) -> Any:
     """What a part of a compile configuration describes; names that Keras knows stay names."""
     if isinstance(part, str):
-        if part.lower() not in _CHOSEN_BY_SHAPE:
-            get(part)  # an unknown one would show much later
+        if part.lower() in _CHOSEN_BY_SHAPE:
+            return part
+        custom = load_keras().saving.get_registered_object(part)
+        if custom is not None:
+            return custom() if isinstance(custom, type) else custom
+        get(part)  # an unknown one would show much later
         return part
     if isinstance(part, list | tuple):
         return [_objects(each, get) for each in part]

@@ -48,7 +48,7 @@ class TestEvaluate:
     def test_a_bad_average_is_stopped_by_the_gate(self, tmp_path):
         bad = tmp_path / "bad.keras"
         merged = run(
-            "merge", EPOCHS[2], MISMATCHED / "other-preprocessing.keras", "-o", bad,
+            "merge", EPOCHS[2], FIXTURES / "digits-keras2/epoch-20.keras", "-o", bad,
             "--preprocessing", "reference", cwd=tmp_path,
         )  # fmt: skip
         assert merged.returncode == 0, merged.stderr

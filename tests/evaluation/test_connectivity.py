@@ -43,21 +43,21 @@ def test_a_loss_below_the_line_between_the_ends_is_no_barrier(line):
     assert found.answer("a", "b").startswith("no barrier between a and b")
 
 
-def test_a_loss_above_it_is_one_where_it_is_highest(keras, line, tmp_path, npz):
+def test_a_loss_above_it_is_one_where_it_is_highest(line, monkeypatch):
     folder, data = line
-    keras.saving.register_keras_serializable("tests")(hill)
-    found = evaluate_path(
-        folder / "left.keras", folder / "right.keras", data, points=5, loss="tests>hill"
+    (folder / "hill_loss.py").write_text(
+        "def hill(y, predicted):\n    return 9 - (predicted - 1) ** 2\n"
     )
+    monkeypatch.syspath_prepend(folder)
+    found = evaluate_path(
+        folder / "left.keras", folder / "right.keras", data, points=5, loss="hill",
+        imports=["hill_loss"],
+    )  # fmt: skip
     # The loss is 9 - (w - 1)^2: 5 at both ends, 9 in the middle.
     assert found.barrier.position == 0.5
     assert found.barrier.height == pytest.approx(4)
     assert found.barrier.low == pytest.approx(4)
     assert found.answer("a", "b").startswith("there is a barrier between a and b: at 0.5 the loss")
-
-
-def hill(y, predicted):
-    return 9 - (predicted - 1) ** 2
 
 
 def test_weights_alone_have_the_same_line(line):

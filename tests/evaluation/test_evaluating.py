@@ -21,6 +21,7 @@ DATA = FIXTURES / "digits-data.npz"
 VAL, TEST = f"{DATA}:validation", f"{DATA}:test"
 RECORDED = json.loads((FIXTURES / "accuracies.json").read_text())
 FEW = {"resamples": 500}
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
