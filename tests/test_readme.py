@@ -1,5 +1,6 @@
 """What the README shows is what the commands print."""
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -16,6 +17,8 @@ EXAMPLES = [
     for example in re.split(r"^\$ ", block, flags=re.MULTILINE)
     if example.startswith("streamavg ")
 ]
+COMMAND = re.compile(r"(?:^|(?<=&& ))streamavg ")
+NEEDS_KERAS = re.compile(r"streamavg (rebuild|evaluate)")
 MEASURED = (r"\d+(\.\d+)? s\b", r"peak memory \d+(\.\d+)? MiB")
 """Other numbers each time."""
 
@@ -27,14 +30,21 @@ def normal(text):
     return " ".join(text.split())
 
 
-@pytest.mark.parametrize(
-    ("line", "shown"), EXAMPLES, ids=[example[0].replace("/", "|") for example in EXAMPLES]
-)
+def case(line, shown):
+    """An example with its marks: those that load Keras take seconds, and need it."""
+    marks = []
+    if NEEDS_KERAS.search(line):
+        is_missing = importlib.util.find_spec("keras") is None
+        marks = [pytest.mark.slow, pytest.mark.skipif(is_missing, reason="Keras is not installed")]
+    return pytest.param(line, shown, id=line.replace("/", "|"), marks=marks)
+
+
+@pytest.mark.parametrize(("line", "shown"), [case(*example) for example in EXAMPLES])
 def test_an_example_prints_what_is_shown(tmp_path, line, shown):
     (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
     program = f"{shlex.quote(sys.executable)} -m streamavg"
     done = subprocess.run(
-        line.replace("streamavg", program, 1), shell=True, cwd=tmp_path, env=environment(),
+        COMMAND.sub(f"{program} ", line), shell=True, cwd=tmp_path, env=environment(),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False,
     )  # fmt: skip
     parts = [re.escape(part) for part in normal(shown).split("...")]

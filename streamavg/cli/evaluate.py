@@ -68,12 +68,12 @@ class _ManyAgainst(click.Command):
               "tells.")  # fmt: skip
 @click.option("--require", metavar="better|not-worse", help="Exit with 3 unless the average is "
               "better, or not shown to be worse.")  # fmt: skip
-@click.option("--margin", type=float, metavar="D", help="Of --require, in the metric's unit: better "
-              "by more than D, or surely not worse by D.")  # fmt: skip
+@click.option("--margin", type=float, metavar="D", help="Of --require, in the metric's unit: "
+              "better by more than D, or surely not worse by D.")  # fmt: skip
 @click.option("--recalibrate-batchnorm", metavar="DATA", help="Estimate the moving statistics of "
-              "the average anew from these data, usually the training set, and report both.")  # fmt: skip
-@click.option("-o", "--output", metavar="FILE.keras", help="Save the better one of the average with "
-              "and without recalibration.")  # fmt: skip
+              "the average anew from these data, usually the training set.")  # fmt: skip
+@click.option("-o", "--output", metavar="FILE.keras", help="Save the better one of the average "
+              "with and without recalibration.")  # fmt: skip
 @click.option("--plot", metavar="FILE", help="Draw it: *.png or *.svg (needs matplotlib).")
 @click.option("--model", metavar="MODEL", help="For checkpoints that hold weights alone: a .keras "
               "or whole .h5 file, a configuration as JSON, or module:function.")  # fmt: skip

@@ -33,7 +33,8 @@ def load_keras() -> Any:
     """
     os.environ.setdefault("KERAS_BACKEND", _BACKEND)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with quiet():
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is imported, which nobody here can change
         try:
             import keras  # noqa: PLC0415 - half a gigabyte, and seconds
             import tensorflow  # noqa: F401, PLC0415

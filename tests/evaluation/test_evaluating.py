@@ -1,6 +1,7 @@
 """An average against the best of some checkpoints, on models of real Keras."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,10 +50,15 @@ def values(evaluation, path, where="validation"):
     return getattr(model, where)
 
 
+@pytest.fixture(scope="module")
+def scored(keras, average):
+    return evaluate(average, CHECKPOINTS, VAL, test=TEST, metric="accuracy", **FEW)
+
+
 class TestScores:
-    @pytest.fixture(scope="class")
-    def found(self, keras, average):
-        return evaluate(average, CHECKPOINTS, VAL, test=TEST, metric="accuracy", **FEW)
+    @pytest.fixture
+    def found(self, scored):
+        return scored
 
     def test_are_those_that_were_measured_when_the_fixtures_were_made(self, found, average):
         assert values(found, average)["accuracy"] == pytest.approx(
@@ -188,7 +194,7 @@ class TestLossAndMetrics:
             tmp_path / "plain.keras", [trained["bad"]], trained["data"],
             loss="sparse_categorical_crossentropy", **FEW,
         )  # fmt: skip
-        assert list(found.models[1].validation) == ["loss", "accuracy"] or found.models
+        assert [list(model.validation) for model in found.models] == [["loss"], ["loss"]]
 
     def test_are_those_of_the_average_for_all_models(self, dense, trained, tmp_path):
         dense(5, metrics=()).save(tmp_path / "other.keras")
@@ -206,11 +212,8 @@ class TestLossAndMetrics:
         assert found.metric == "accuracy"
 
     def test_wide_states_are_resampled_less_often_and_a_note_says_so(self, dense, npz, numbers):
-        folder = None
         x, y = numbers
         data = npz(x=x, y=(y > 0).astype(np.float32)[:, None])
-        from pathlib import Path
-
         folder = Path(data).parent
         for seed in (1, 2):
             model = dense(seed, loss="binary_crossentropy", metrics=["AUC"], units=1)
@@ -302,9 +305,7 @@ class TestRefusals:
     def test_a_picture_is_not_replaced(self, trained, tmp_path):
         (tmp_path / "out.png").write_text("mine")
         with pytest.raises(OutputError, match="exists already"):
-            evaluate(
-                trained["good"], [trained["bad"]], trained["data"], plot=tmp_path / "out.png"
-            )
+            evaluate(trained["good"], [trained["bad"]], trained["data"], plot=tmp_path / "out.png")
 
     def test_code_in_a_file(self, keras, trained, tmp_path):
         model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Lambda(lambda x: x)])
