@@ -12,7 +12,8 @@ a sample for distances; and of checkpoints that are equal in the sample, all val
 differs.
 
 Memory, beside what a pass over the values takes (`streamavg.measuring`): some hundred bytes a
-finding, and a few numbers for each pair of checkpoints.
+finding, of which each checkpoint has a few hundred at most, and a few numbers for each pair of
+checkpoints.
 """
 
 from __future__ import annotations
@@ -75,12 +76,15 @@ if TYPE_CHECKING:
 
     StrPath = str | os.PathLike[str]
 
+MOST_REMARKS = 200
+"""Differences of one checkpoint that are told one by one; another model has thousands, and memory
+is bounded."""
 RECENT_SECONDS = 5.0
 """A file that was modified within so many seconds may not be complete."""
 _NUMBERS_PER_PAIR = 16
 """Matrices that are held at once."""
 _BYTES_PER_CHECKPOINT = 4096
-"""What is said of one, if little is."""
+"""What is said of one that matches the reference."""
 _KIND_OF = {
     About.STRUCTURE: FindingKind.STRUCTURE,
     About.CONFIGURATION: FindingKind.CONFIGURATION,
@@ -175,12 +179,12 @@ class _Checking:
     optimizer: OptimizerPolicy | None
     sample: bool
     facts: dict[Path, _Facts] = field(default_factory=dict)
-    refusals: list[Finding] = field(default_factory=list)
-    warnings: list[Finding] = field(default_factory=list)
+    refusals: dict[Finding, None] = field(default_factory=dict)
+    warnings: dict[Finding, None] = field(default_factory=dict)
     reference: Checkpoint | None = None
     sources: list[Source] = field(default_factory=list)
     """Checkpoints that match the reference."""
-    values: ReadValues = field(default_factory=lambda: ReadValues("none", 0, 0, 0))
+    values: ReadValues = field(default_factory=lambda: ReadValues("none", 0, 0, 0, 0))
     memory: MemoryRecord | None = None
 
     # --- findings ---------------------------------------------------------------------------------
@@ -193,9 +197,7 @@ class _Checking:
         variable: str | None = None,
     ) -> None:
         """Adds a refusal, unless it is there already."""
-        finding = Finding(kind, tuple(map(str, paths)), variable, text)
-        if finding not in self.refusals:
-            self.refusals.append(finding)
+        self.refusals[Finding(kind, tuple(map(str, paths)), variable, text)] = None
 
     def warn(
         self,
@@ -205,9 +207,7 @@ class _Checking:
         variable: str | None = None,
     ) -> None:
         """Adds a warning, unless it is there already."""
-        finding = Finding(kind, tuple(map(str, paths)), variable, text)
-        if finding not in self.warnings:
-            self.warnings.append(finding)
+        self.warnings[Finding(kind, tuple(map(str, paths)), variable, text)] = None
 
     def refuse_error(self, error: FormatError) -> None:
         """Adds a refusal of the file that an error is about."""
@@ -297,19 +297,24 @@ class _Checking:
             self.warn(FindingKind.NOT_COMPARED, (), text)
         if readable > 2 and len(self.sources) == 1:
             self.warn(
-                FindingKind.STRUCTURE,
+                FindingKind.ODD_REFERENCE,
                 [reference.path],
-                f"{reference.path}: differs from each of the others, so it may be the one that "
-                "does not belong to them. Leave it out, or compare with another --reference.",
+                f"{reference.path}: is what the others are compared with, and differs from each of "
+                "them: it may be the one that does not belong. Leave it out, or compare with "
+                "another --reference.",
             )
         self._refuse_meaningless(reference)
 
     def _add_remarks(
         self, path: Path, differences: Sequence[Remark], notes: Sequence[Remark]
     ) -> None:
-        for remark in differences:
+        for remark in differences[:MOST_REMARKS]:
             self.refuse(_KIND_OF[remark.about], [path], remark.text, remark.variable)
-        for remark in notes:
+        more = len(differences) - MOST_REMARKS
+        if more > 0:
+            text = f"{path}: and {more} more differences from the reference."
+            self.refuse(_KIND_OF[differences[-1].about], [path], text)
+        for remark in notes[:MOST_REMARKS]:
             self.warn(_KIND_OF[remark.about], [path], remark.text, remark.variable)
 
     def _note_facts(self, checkpoint: Checkpoint) -> None:
@@ -440,6 +445,7 @@ class _Checking:
         is_all = runs is None or sum(run.count for run in runs) == elements
         self.values = ReadValues(
             scope="all" if is_all else "sample",
+            checkpoints=len(plan.sources),
             elements=elements,
             sampled=0 if measured is None else measured.sampled,
             bytes_read=bytes_read,
@@ -477,7 +483,8 @@ class _Checking:
         count = len(plan.sources)
         for source, distance in zip(plan.sources, measured.relative.sum(axis=1), strict=True):
             self.facts[source.path].distance = float(distance) / (count - 1)
-        self.warnings += judge(measured, [str(source.path) for source in plan.sources], groups)
+        paths = [str(source.path) for source in plan.sources]
+        self.warnings |= dict.fromkeys(judge(measured, paths, groups))
         return measured
 
     # --- the end ----------------------------------------------------------------------------------
@@ -498,7 +505,8 @@ class _Checking:
         order = list(FindingKind)
 
         def key(finding: Finding) -> tuple[int, int]:
-            return order.index(finding.kind), min((place[p] for p in finding.paths), default=-1)
+            places = [place[path] for path in finding.paths if path in place]
+            return order.index(finding.kind), min(places, default=-1)
 
         return Check(
             schema_version=SCHEMA_VERSION,

@@ -31,6 +31,8 @@ class FindingKind(enum.StrEnum):
     """No checkpoint, damaged, unsafe, or nothing that streamavg averages."""
     BEING_WRITTEN = "being-written"
     """Open for writing, changed while it was looked at, or modified just before."""
+    ODD_REFERENCE = "odd-reference"
+    """The reference differs from each of the others."""
     STRUCTURE = "structure"
     """Layers or variables: their names, order, shapes or dtypes."""
     CONFIGURATION = "configuration"
@@ -86,6 +88,8 @@ class ReadValues:
 
     scope: str
     """Where NaN and Inf were looked for: in `all` values, in a `sample`, or in `none`."""
+    checkpoints: int
+    """How many checkpoints that was: those that match the reference."""
     elements: int
     """Of one checkpoint."""
     sampled: int

@@ -25,7 +25,7 @@ DISTANT = 0.5
 """Relative distance beyond which two checkpoints are distant training states. Averages of
 checkpoints that are closer were no worse than their checkpoints; much worse ones begin beyond it.
 """
-NEAR_DUPLICATES = 1e-3
+NEAR_DUPLICATES = 0.01
 """Relative distance, in the layer that differs most, below which two checkpoints are
 near-duplicates: their average answers as they do."""
 _SHOWN_NAMES = 3
@@ -92,12 +92,12 @@ def _distant_states(measured: SampledDistances, paths: Sequence[str]) -> Iterato
             f"{_REMEDY}.",
         )
     elif len(largest) == len(second):
-        told = " and ".join(some([paths[index] for index in group]) for group in groups)
+        told = "; ".join(some([paths[index] for index in group]) for group in groups)
         yield Finding(
             FindingKind.DISTANT,
             tuple(paths),
             None,
-            f"{told} are {len(groups)} groups that are more than {percent(DISTANT)} apart. "
+            f"there are {len(groups)} groups that are more than {percent(DISTANT)} apart: {told}. "
             f"{_REMEDY}, or average each group by itself.",
         )
     else:

@@ -104,18 +104,21 @@ def command(
 def _lines(found: Check) -> Iterator[str]:
     """The answer, a row for each checkpoint, and what was found."""
     from streamavg.comparison import short_names, shortened
+    from streamavg.findings import FindingKind
 
     paths = [checkpoint.path for checkpoint in found.checkpoints]
     names = shortened(short_names(paths), _WIDEST_NAME)
     yield found.answer()
     if found.refusals and len(found.others) > 1:
         yield f"The {len(found.others)} without a refusal can be averaged."
+    yield from (f.text for f in found.warnings if f.kind == FindingKind.ODD_REFERENCE)
     yield ""
     header = ["", "checkpoint", "Keras", "size", "optimizer", "distance", "state"]
     rows = [_row(found, *each) for each in zip(found.checkpoints, names, strict=True)]
     yield from _table([header, *rows])
     yield from _findings("refused", found.refusals)
-    yield from _findings("warning", found.warnings)
+    others = [f for f in found.warnings if f.kind != FindingKind.ODD_REFERENCE]
+    yield from _findings("warning", others)
 
 
 def _row(found: Check, checkpoint: CheckedCheckpoint, name: str) -> list[str]:
@@ -159,16 +162,16 @@ def _findings(label: str, findings: Sequence[Finding]) -> Iterator[str]:
 
 def _summary(found: Check) -> str:
     values, memory = found.values, found.memory
+    count = len(found.checkpoints)
+    whose = "" if values.checkpoints == count else f" of the {values.checkpoints} that match"
     read = {
-        "all": "all values were read",
-        "sample": "only a sample of the values was read",
+        "all": f"all values{whose} were read",
+        "sample": f"only a sample of the values{whose} was read",
         "none": "no values were read",
     }[values.scope]
     distances = ""
     if values.sampled:
-        share = f"{values.sampled:,} of {values.elements:,} values"
-        distances = f", distances are of {share}"
-    count = len(found.checkpoints)
+        distances = f", distances are of {values.sampled:,} of {values.elements:,} values"
     return (
         f"Checked {count} checkpoint{'s' * (count != 1)}: {read}{distances}; "
         f"{format_size(values.bytes_read)} read in {found.seconds:.2f} s, peak memory "

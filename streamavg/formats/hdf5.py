@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from streamavg.checkpoint import ABSENT
-from streamavg.errors import CorruptFileError
+from streamavg.errors import BeingWrittenError, CorruptFileError
 from streamavg.formats import library as h5py
 from streamavg.formats.crc32 import gaps
 from streamavg.formats.datasets import THROUGH_LIBRARY, Dataset
@@ -172,7 +172,7 @@ class Hdf5File:
             yield
             _raise_refusal()
         except BlockingIOError as error:
-            raise CorruptFileError(
+            raise BeingWrittenError(
                 self.path,
                 "is open for writing in another process. Wait until the checkpoint is saved.",
             ) from error
