@@ -59,9 +59,9 @@ class _ManyAgainst(click.Command):
               "tf.data.Dataset or arrays.")  # fmt: skip
 @click.option("--test", metavar="DATA", help="Test data: they decide, because the best checkpoint "
               "was not chosen on them.")  # fmt: skip
-@click.option("--batch-size", type=int, metavar="N", help="Of arrays. [default: 32]")
+@click.option("--batch-size", type=int, metavar="N", help="Of arrays; 32 by default.")
 @click.option("--metric", metavar="NAME", help="Chooses the best checkpoint and decides. "
-              "[default: loss]")  # fmt: skip
+              "By default the loss.")  # fmt: skip
 @click.option("--maximize", is_flag=True, help="More is better. By default the metric's name "
               "tells.")  # fmt: skip
 @click.option("--minimize", is_flag=True, help="Less is better. By default the metric's name "
