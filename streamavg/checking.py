@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamavg.checkpoint import Checkpoint
-    from streamavg.pairing import Remark
+    from streamavg.pairing import Findings, Remark
 
     StrPath = str | os.PathLike[str]
 
@@ -280,16 +280,16 @@ class _Checking:
         readable = 0
         for path in given:
             try:
-                checkpoint = files.enter_context(open_checkpoint(path, reference))
-                self._note_facts(checkpoint)
-                source, findings = matcher.add(checkpoint)
+                source, findings = self._matched(path, reference, matcher)
             except FormatError as error:
                 self.refuse_error(error)
                 continue
             readable += 1
-            files.callback(source.values.close)
             self._add_remarks(path, findings.differences, findings.notes)
-            if not findings.differences:
+            if findings.differences:  # nothing is kept of it: its description may be a large one
+                source.values.close()
+            else:
+                files.callback(source.values.close)
                 self.sources.append(source)
         for text in reference.notes:
             self.warn(FindingKind.NOT_COMPARED, [reference.path], text)
@@ -304,6 +304,18 @@ class _Checking:
                 "another --reference.",
             )
         self._refuse_meaningless(reference)
+
+    def _matched(
+        self, path: Path, reference: Checkpoint, matcher: Matcher
+    ) -> tuple[Source, Findings]:
+        """Opens one file and compares it with the reference. Raises: FormatError."""
+        checkpoint = open_checkpoint(path, reference)
+        try:
+            self._note_facts(checkpoint)
+            return matcher.add(checkpoint)
+        except FormatError:
+            checkpoint.values.close()
+            raise
 
     def _add_remarks(
         self, path: Path, differences: Sequence[Remark], notes: Sequence[Remark]
