@@ -204,4 +204,4 @@ def test_what_installs_the_package_is_not_executed_because_the_integration_has_j
     assert "\nsource " in before
     assert '\npython -m pip install ".[test]"\n' in before
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    assert "streamavg[plot,tensorflow]" in project["optional-dependencies"]["test"]
+    assert "streamavg[fast,plot,tensorflow]" in project["optional-dependencies"]["test"]
