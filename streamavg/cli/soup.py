@@ -45,14 +45,14 @@ def _parse_names(
               help="uniform: all of them. greedy: best first, each that does not make it worse. "
               "greedy-swap: then removals and exchanges, too. learned: coefficients of the best "
               "ten.")  # fmt: skip
-@click.option("--metric", metavar="NAME", help="What soups are compared by. [default: the first "
-              "compiled metric]")  # fmt: skip
+@click.option("--metric", metavar="NAME", help="What soups are compared by. By default the first "
+              "compiled metric.")  # fmt: skip
 @click.option("--maximize", is_flag=True, help="More is better. By default the metric's name "
               "tells.")  # fmt: skip
 @click.option("--minimize", is_flag=True, help="Less is better. By default the metric's name "
               "tells.")  # fmt: skip
 @click.option("--most-trials", type=int, metavar="N", help="Averages that greedy-swap and learned "
-              "try at most. [default: 200]")  # fmt: skip
+              "try at most; 200 by default.")  # fmt: skip
 @click.option("--model", metavar="MODEL", help="For checkpoints that hold weights alone: a "
               ".keras or whole .h5 file, a configuration as JSON, or module:function.")  # fmt: skip
 @click.option("--loss", metavar="NAME", help="Instead of that of the model.")
@@ -61,9 +61,10 @@ def _parse_names(
 @click.option("--import", "imports", multiple=True, metavar="MODULE",
               help="Defines custom classes and functions; may be repeated.")  # fmt: skip
 @click.option("--unsafe", is_flag=True, help="Allow code in files, such as Lambda layers, to run.")
-@click.option("--batch-size", type=int, metavar="N", help="Of arrays. [default: 32]")
+@click.option("--batch-size", type=int, metavar="N", help="Of arrays; 32 by default.")
 @click.option("--memory-limit", metavar="SIZE", help="Most memory the whole process may take, the "
-              "model and its data included. [default: 64MiB more than those]")  # fmt: skip
+              "model and its data included. By default 64MiB more than "
+              "those.")  # fmt: skip
 @click.option("--preprocessing", type=click.Choice(CHOICES["preprocessing"]), default="equal",
               show_default=True, help="Normalization state and vocabularies.")  # fmt: skip
 @click.option("--match", type=click.Choice(CHOICES["match"]), default="name", show_default=True,
