@@ -85,6 +85,9 @@ _NUMBERS_PER_PAIR = 16
 """Matrices that are held at once."""
 _BYTES_PER_CHECKPOINT = 4096
 """What is said of one that matches the reference."""
+_DECODING_BYTES = 3 * 1024**2
+"""What the allocator keeps of chunks that one pass decoded while the next decodes its own: up to
+2.5 MB, in one run of seven."""
 _KIND_OF = {
     About.STRUCTURE: FindingKind.STRUCTURE,
     About.CONFIGURATION: FindingKind.CONFIGURATION,
@@ -397,7 +400,6 @@ class _Checking:
                 f"{self.reference.path}: has no float variables that a merge would average.",
             )
             return
-        count = len(self.sources)
         plan = plan_measuring(
             self.sources,
             self.reference.variables,
@@ -407,7 +409,7 @@ class _Checking:
                 limit=limit,
                 limit_origin=origin,
                 reserved=reserved,
-                besides=8 * _NUMBERS_PER_PAIR * count**2 + _BYTES_PER_CHECKPOINT * count,
+                besides=_bytes_besides(self.sources),
                 threads=self.settings.threads,
             ),
         )
@@ -572,3 +574,11 @@ def _equal_in_all_values(
         else:
             groups.append([index])
     yield from (group for group in groups if len(group) > 1)
+
+
+def _bytes_besides(sources: Sequence[Source]) -> int:
+    """What a check takes beside the buffers of its passes."""
+    count = len(sources)
+    decodes = any(source.values.library_bytes for source in sources)
+    fixed = _DECODING_BYTES if decodes else 0
+    return 8 * _NUMBERS_PER_PAIR * count**2 + _BYTES_PER_CHECKPOINT * count + fixed
