@@ -88,6 +88,14 @@ class Variable:
         """Size of the values in bytes; for strings of variable length, of their references."""
         return self.size * self.dtype.itemsize
 
+    def index_of(self, element: int) -> tuple[int, ...]:
+        """The index of an element that is numbered in C order."""
+        index = []
+        for length in reversed(self.shape):
+            element, place = divmod(element, length)
+            index.append(place)
+        return tuple(reversed(index))
+
     @property
     def kind(self) -> Kind:
         """Family of the dtype. bfloat16, which NumPy knows as kind "V", is a float."""
@@ -130,11 +138,33 @@ class Slab:
     count: int
     """Number of elements of all runs."""
 
+    def place_of(self, element: int) -> Run:
+        """Where one element of the slab is: a run of it alone."""
+        for run in self.runs:
+            if element < run.count:
+                break
+            element -= run.count
+        return Run(run.position, run.start + element, 1)
+
 
 def runs_of(position: int, size: int, most_elements: int) -> Iterator[Run]:
     """Cuts a variable of `size` elements into runs of at most `most_elements`, in order."""
     for start in range(0, size, most_elements):
         yield Run(position, start, min(most_elements, size - start))
+
+
+def gathered(runs: Iterable[Run], most_elements: int) -> Iterator[Slab]:
+    """Puts runs, of at most `most_elements` each, together into slabs of at most so many."""
+    together: list[Run] = []
+    count = 0
+    for run in runs:
+        if together and count + run.count > most_elements:
+            yield Slab(tuple(together), count)
+            together, count = [], 0
+        together.append(run)
+        count += run.count
+    if together:
+        yield Slab(tuple(together), count)
 
 
 @dataclass(frozen=True, slots=True)

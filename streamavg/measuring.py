@@ -15,8 +15,6 @@ Memory, beside what the process takes already and what the caller keeps:
 from __future__ import annotations
 
 import threading
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +24,7 @@ from streamavg.checkpoint import runs_of
 from streamavg.distances import Meter, Sums
 from streamavg.errors import MemoryLimitError, NonFiniteValuesError, UnsupportedFeatureError
 from streamavg.formats import MOST_DECODING
+from streamavg.ordered import in_order
 from streamavg.page_buffer import PageBuffer
 from streamavg.planning import (
     MOST_SLAB_ELEMENTS,
@@ -213,17 +212,7 @@ def measure(
         measured: MeasuredRun = local.worker.measure(run)
         return measured
 
-    with ThreadPoolExecutor(plan.memory.threads) as pool:
-        pending: deque[Future[MeasuredRun]] = deque()
-        try:
-            for run in plan.runs() if runs is None else runs:
-                pending.append(pool.submit(measure_one, run))
-                if len(pending) > plan.memory.threads:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:  # an interrupt comes to this thread; the others stop after the run at hand
-            pool.shutdown(cancel_futures=True)
+    yield from in_order(measure_one, plan.runs() if runs is None else runs, plan.memory.threads)
 
 
 class _Worker:
@@ -267,7 +256,6 @@ class _Worker:
             )
         first, *others = guilty
         offset = int(finite[first].argmin())
-        index = np.unravel_index(run.start + offset, variable.shape)
         remedy = "Leave this checkpoint out."
         if others:
             also = ", ".join(str(self._sources[row].path) for row in others)
@@ -275,7 +263,7 @@ class _Worker:
         raise NonFiniteValuesError(
             self._sources[first].path,
             variable.path,
-            tuple(int(i) for i in index),
+            variable.index_of(run.start + offset),
             float(block[first, offset]),
             remedy,
         )

@@ -16,12 +16,13 @@ how far training has driven them apart. They are left out.
 from __future__ import annotations
 
 import itertools
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamavg.checkpoint import Run
+from streamavg.checkpoint import Run, runs_of
 from streamavg.comparison import Matrices
 from streamavg.distances import Sums
 from streamavg.measuring import measure
@@ -74,8 +75,7 @@ def _spread(position: int, size: int, share: int, length: int) -> Iterator[Run]:
     """Runs of at most `length` elements, `share` of `size` in all, at even distances."""
     count = -(-share // length)
     if share + length > size:
-        for start in range(0, size, length):
-            yield Run(position, start, min(length, size - start))
+        yield from runs_of(position, size, length)
         return
     length = -(-share // count)
     for number in range(count):
@@ -105,21 +105,22 @@ def measure_sample(
     """
     count, variables = len(plan.sources), plan.variables
     total, in_layers, sampled = Sums.zeros(count), np.zeros((count, count)), 0
-    measured = measure(plan, sample_runs(plan))
-    by_layer = itertools.groupby(measured, key=lambda run: variables[run.run.position].layer)
-    for _, of_layer_runs in by_layer:
-        of_layer = Sums.zeros(count)
-        for position, runs in itertools.groupby(of_layer_runs, key=lambda run: run.run.position):
-            of_variable = Sums.zeros(count)
-            for run in runs:
-                of_variable.add(run.sums)
-                if on_progress is not None:
-                    on_progress(run.nbytes)
-            sampled += of_variable.elements
-            of_layer.add(_scaled(of_variable, variables[position].size))
-        if of_layer.squared_distances.any():
-            total.add(of_layer)
-            np.maximum(in_layers, _relative(of_layer), out=in_layers)
+    with closing(measure(plan, sample_runs(plan))) as measured:
+        by_layer = itertools.groupby(measured, key=lambda run: variables[run.run.position].layer)
+        for _, of_layer_runs in by_layer:
+            of_layer = Sums.zeros(count)
+            by_variable = itertools.groupby(of_layer_runs, key=lambda run: run.run.position)
+            for position, runs in by_variable:
+                of_variable = Sums.zeros(count)
+                for run in runs:
+                    of_variable.add(run.sums)
+                    if on_progress is not None:
+                        on_progress(run.nbytes)
+                sampled += of_variable.elements
+                of_layer.add(_scaled(of_variable, variables[position].size))
+            if of_layer.squared_distances.any():
+                total.add(of_layer)
+                np.maximum(in_layers, _relative(of_layer), out=in_layers)
     return SampledDistances(
         relative=_relative(total),
         in_layers=in_layers,

@@ -10,25 +10,29 @@ Memory: a slab and a byte an element of it for each thread.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamavg.checkpoint import Run, Slab
+from streamavg.checkpoint import Slab, gathered, runs_of
 from streamavg.errors import FormatError, NonFiniteValuesError
+from streamavg.measuring import MeasuringPlan
+from streamavg.ordered import in_order
 from streamavg.page_buffer import SlabBuffer
-from streamavg.planning import MOST_GROUPED_ELEMENTS, MOST_SLAB_ELEMENTS
+from streamavg.planning import MOST_GROUPED_ELEMENTS, MOST_SLAB_ELEMENTS, Action
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from streamavg.checkpoint import Variable
+    from numpy.typing import NDArray
+
+    from streamavg.checkpoint import Run, Variable
     from streamavg.matching import Source
-    from streamavg.measuring import MeasuringPlan
+    from streamavg.planning import MergePlan
 
     Flaw = FormatError | NonFiniteValuesError
 
@@ -39,6 +43,8 @@ def scan(
     plan: MeasuringPlan,
     runs: Sequence[Run] | None = None,
     on_progress: Callable[[int], None] | None = None,
+    *,
+    remedy: str = LEAVE_OUT,
 ) -> dict[int, Flaw]:
     """Reads values of all checkpoints and finds what a merge would refuse of them.
 
@@ -47,6 +53,7 @@ def scan(
         runs: which of them, each of at most the plan's slab; all, and then the checksums of the
             files too, if None.
         on_progress: called with the number of bytes read since the last call.
+        remedy: what to do about NaN and Inf.
 
     Returns:
         The first flaw of each checkpoint that has one, by the checkpoint's index.
@@ -55,39 +62,64 @@ def scan(
     local = threading.local()
     threads = plan.memory.threads
 
-    def look(index: int, slab: Slab) -> tuple[int, int, Flaw | None]:
+    def look(item: tuple[int, Slab]) -> tuple[int, int, Flaw | None]:
+        index, slab = item
         if not hasattr(local, "buffer"):
             local.buffer = SlabBuffer(most_elements(plan) * _widest(plan))
         source, dtype = plan.sources[index], plan.variables[slab.runs[0].position].dtype
-        flaw = _flaw_in(source, plan.variables, slab, local.buffer, notes=runs is None)
+        flaw: Flaw | None = None
+        try:
+            values = source.values.read_slab(slab, dtype, local.buffer)
+            if runs is None:
+                source.values.note(slab, values)
+            flaw = _non_finite(source, plan.variables, slab, values, remedy)
+        except FormatError as error:
+            flaw = error
         return index, slab.count * dtype.itemsize, flaw
 
-    def finish(future: Future[tuple[int, int, Flaw | None]]) -> None:
-        index, nbytes, flaw = future.result()
-        if flaw is not None:
-            flaws.setdefault(index, flaw)
-        if on_progress is not None:
-            on_progress(nbytes)
+    def unflawed() -> Iterator[tuple[int, Slab]]:
+        for index in range(len(plan.sources)):
+            for slab in _slabs(plan, runs):
+                if index in flaws:
+                    break
+                yield index, slab
 
-    with ThreadPoolExecutor(threads) as pool:
-        pending: deque[Future[tuple[int, int, Flaw | None]]] = deque()
-        try:
-            for index in range(len(plan.sources)):
-                for slab in _slabs(plan, runs):
-                    if index in flaws:
-                        break
-                    pending.append(pool.submit(look, index, slab))
-                    if len(pending) > threads:
-                        finish(pending.popleft())
-            while pending:
-                finish(pending.popleft())
-            if runs is None:
-                sound = [i for i in range(len(plan.sources)) if i not in flaws]
-                verified = pool.map(_flaw_of_file, [plan.sources[i] for i in sound])
-                flaws |= {i: flaw for i, flaw in zip(sound, verified, strict=True) if flaw}
-        finally:  # an interrupt comes to this thread; the others stop after the slab at hand
-            pool.shutdown(cancel_futures=True)
+    with closing(in_order(look, unflawed(), threads)) as looked_at:
+        for index, nbytes, flaw in looked_at:
+            if flaw is not None:
+                flaws.setdefault(index, flaw)
+            if on_progress is not None:
+                on_progress(nbytes)
+    if runs is None:
+        sound = [index for index in range(len(plan.sources)) if index not in flaws]
+        verified = in_order(_flaw_of_file, [plan.sources[index] for index in sound], threads)
+        flaws |= {index: flaw for index, flaw in zip(sound, verified, strict=True) if flaw}
     return flaws
+
+
+def require_finite(plan: MergePlan) -> None:
+    """Reads every value that a merge would average, before it is begun, and refuses NaN and Inf.
+
+    Memory: within that of the plan.
+
+    Raises:
+        NonFiniteValuesError: the first such value, in the order of the checkpoints.
+        FormatError: a checkpoint cannot be read, or does not match its checksum.
+    """
+    positions = tuple(
+        position
+        for position, planned in enumerate(plan.variables)
+        if planned.action == Action.AVERAGE and planned.variable.size
+    )
+    if not positions:
+        return
+    sources = plan.matched.sources
+    share = max(1, plan.memory.slab_elements // len(sources))
+    budget = dataclasses.replace(plan.memory, slab_elements=share)
+    values = MeasuringPlan(sources, plan.reference.variables, positions, budget)
+    flaws = scan(values, remedy="Leave this checkpoint out.")
+    if flaws:
+        raise flaws[min(flaws)]
 
 
 def most_elements(plan: MeasuringPlan) -> int:
@@ -107,8 +139,7 @@ def _slabs(plan: MeasuringPlan, runs: Sequence[Run] | None) -> Iterator[Slab]:
 
 def _all_runs(plan: MeasuringPlan, most: int) -> Iterator[Run]:
     for position in plan.sources[0].values.in_storage_order(plan.positions):
-        for start in range(0, plan.variables[position].size, most):
-            yield Run(position, start, min(most, plan.variables[position].size - start))
+        yield from runs_of(position, plan.variables[position].size, most)
 
 
 def _together(runs: Iterable[Run], plan: MeasuringPlan, most: int) -> Iterator[Slab]:
@@ -120,42 +151,24 @@ def _together(runs: Iterable[Run], plan: MeasuringPlan, most: int) -> Iterator[S
         return run.count == variable.size and run.count <= room, variable.dtype.str
 
     for (is_small, _), group in itertools.groupby(runs, key=group_of):
-        if not is_small:
+        if is_small:
+            yield from gathered(group, room)
+        else:
             yield from (Slab((run,), run.count) for run in group)
-            continue
-        gathered: list[Run] = []
-        count = 0
-        for run in group:
-            if count + run.count > room:
-                yield Slab(tuple(gathered), count)
-                gathered, count = [], 0
-            gathered.append(run)
-            count += run.count
-        yield Slab(tuple(gathered), count)
 
 
-def _flaw_in(
-    source: Source, variables: Sequence[Variable], slab: Slab, buffer: SlabBuffer, *, notes: bool
-) -> Flaw | None:
-    dtype = variables[slab.runs[0].position].dtype
-    try:
-        values = source.values.read_slab(slab, dtype, buffer)
-        if notes:
-            source.values.note(slab, values)
-    except FormatError as error:
-        return error
+def _non_finite(
+    source: Source, variables: Sequence[Variable], slab: Slab, values: NDArray[Any], remedy: str
+) -> NonFiniteValuesError | None:
+    """The first value of a slab that is NaN or infinite, if there is one."""
     finite = np.isfinite(values)
     if finite.all():
         return None
     element = int(np.argmin(finite))
-    value = float(values[element])
-    for run in slab.runs:
-        if element < run.count:
-            break
-        element -= run.count
-    variable = variables[run.position]
-    index = tuple(int(i) for i in np.unravel_index(run.start + element, variable.shape))
-    return NonFiniteValuesError(source.path, variable.path, index, value, LEAVE_OUT)
+    place = slab.place_of(element)
+    variable = variables[place.position]
+    index = variable.index_of(place.start)
+    return NonFiniteValuesError(source.path, variable.path, index, float(values[element]), remedy)
 
 
 def _flaw_of_file(source: Source) -> FormatError | None:

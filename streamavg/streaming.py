@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from streamavg.access import Access
-from streamavg.checkpoint import Kind, Run, Slab
+from streamavg.checkpoint import Kind, Run, Slab, gathered, runs_of
 from streamavg.errors import NonFiniteValuesError, OptionError
 from streamavg.page_buffer import PageBuffer, SlabBuffer
 from streamavg.planning import Action, is_combined
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from streamavg.checkpoint import CheckpointWriter, Variable
+    from streamavg.checkpoint import CheckpointWriter
     from streamavg.matching import Source
     from streamavg.methods import Accumulator
     from streamavg.planning import MergePlan, PlannedVariable
@@ -175,8 +175,7 @@ def _runs_alone(plan: MergePlan, position: int) -> Iterator[_Task]:
     size, most = planned.variable.size, plan.memory.slab_elements
     if planned.partner is not None:  # both halves of what is read fit a slab together
         most = max(1, plan.memory.grouped_elements // 2)
-    for start in range(0, size, most):
-        run = Run(position, start, min(most, size - start))
+    for run in runs_of(position, size, most):
         slab = reads = Slab((run,), run.count)
         if planned.partner is not None:
             belonging = Run(planned.partner, run.start, run.count)
@@ -185,23 +184,10 @@ def _runs_alone(plan: MergePlan, position: int) -> Iterator[_Task]:
 
 
 def _runs_together(plan: MergePlan, positions: Iterator[int]) -> Iterator[_Task]:
-    runs: list[Run] = []
-    count = 0
-    for position in positions:
-        size = plan.variables[position].variable.size
-        if runs and count + size > plan.memory.grouped_elements:
-            yield _together(plan, runs, count)
-            runs, count = [], 0
-        if size:
-            runs.append(Run(position, 0, size))
-            count += size
-    if runs:
-        yield _together(plan, runs, count)
-
-
-def _together(plan: MergePlan, runs: Sequence[Run], count: int) -> _Task:
-    slab = Slab(tuple(runs), count)
-    return _Task(slab, plan.variables[runs[0].position], slab)
+    sizes = ((position, plan.variables[position].variable.size) for position in positions)
+    whole = (Run(position, 0, size) for position, size in sizes if size)
+    for slab in gathered(whole, plan.memory.grouped_elements):
+        yield _Task(slab, plan.variables[slab.runs[0].position], slab)
 
 
 def _with_next(tasks: Iterator[_Task], distance: int) -> Iterator[tuple[_Task, _Task | None]]:
@@ -315,31 +301,23 @@ class _Worker:
         for source in self._sources:
             finite = np.isfinite(source.values.read_slab(slab, dtype, self._buffer))
             if not finite.all():
-                variable, index, run = self._locate(slab, int(np.argmin(finite)))
+                place = slab.place_of(int(np.argmin(finite)))
+                variable = self._plan.variables[place.position].variable
                 value = np.empty(1, dtype)
-                source.values.read_into(run.position, run.start, value)
+                source.values.read_into(place.position, place.start, value)
                 raise NonFiniteValuesError(
                     source.path,
                     variable.path,
-                    index,
+                    variable.index_of(place.start),
                     float(value[0]),
                     "Leave this checkpoint out, or average it with --allow-non-finite.",
                 )
 
-    def _locate(self, slab: Slab, element: int) -> tuple[Variable, tuple[int, ...], Run]:
-        """The variable, index and place of one element of a slab."""
-        for run in slab.runs:
-            if element < run.count:
-                break
-            element -= run.count
-        variable = self._plan.variables[run.position].variable
-        index = np.unravel_index(run.start + element, variable.shape)
-        return variable, tuple(map(int, index)), Run(run.position, run.start + element, 1)
-
     def _refuse_overflow(self, slab: Slab, result: NDArray[Any], planned: PlannedVariable) -> None:
         finite = np.isfinite(result)
         if not finite.all():
-            variable = self._locate(slab, int(np.argmin(finite)))[0]
+            place = slab.place_of(int(np.argmin(finite)))
+            variable = self._plan.variables[place.position].variable
             remedy = f"Use --dtype keep ({variable.dtype}) or a wider one."
             if planned.dtype == variable.dtype:
                 remedy = "Use a wider --dtype."

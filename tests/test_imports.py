@@ -10,7 +10,16 @@ from tests.builders import ROOT, run_python
 PACKAGE = "streamavg"
 LEVELS = [
     {"errors", "version"},
-    {"units", "memory", "dtypes", "system_calls", "page_buffer", "natural_order", "coefficients"},
+    {
+        "units",
+        "memory",
+        "dtypes",
+        "system_calls",
+        "page_buffer",
+        "ordered",
+        "natural_order",
+        "coefficients",
+    },
     {"architecture", "options"},
     {"access"},
     {"checkpoint"},
