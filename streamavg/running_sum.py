@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
-from streamavg.checkpoint import Kind, runs_of
-from streamavg.errors import NonFiniteValuesError, OutputError
+from streamavg.checkpoint import Kind, Slab, runs_of
+from streamavg.errors import OutputError
 from streamavg.formats import create_writer
 from streamavg.methods.mean import round_into
+from streamavg.page_buffer import SlabBuffer
 from streamavg.planning import Action
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from streamavg.checkpoint import CheckpointWriter, Run, Variable
+    from streamavg.checkpoint import CheckpointWriter, Run
     from streamavg.matching import Source
     from streamavg.planning import MergePlan
 
@@ -74,6 +75,7 @@ class RunningSum:
         most = plan.memory.slab_elements
         self._held = np.empty(most, np.float64)
         self._widened = np.empty(most, np.float64)
+        self._buffer = SlabBuffer(most * plan.widest_read)
         self.place = "memory" if folder is None else "disk"
         self.bytes_read = 0
         """Of values of checkpoints, since the beginning."""
@@ -153,7 +155,7 @@ class RunningSum:
             for run, sums in self._summed_runs(added, removed):
                 dtype = plan.variables[run.position].dtype
                 writer.write(run.position, run.start, _mean(sums, len(members), dtype))
-            _carry(plan, plan.matched.sources[members[0]], writer)
+            self._carry(plan.matched.sources[members[0]], writer)
             self._require_unchanged(added, removed)
             writer.commit()
 
@@ -193,42 +195,37 @@ class RunningSum:
             yield run, sums
 
     def _read(self, checkpoint: int, run: Run) -> Doubles:
-        values = _read_run(self._plan, self._plan.matched.sources[checkpoint], run)
+        values = self._values(self._plan.matched.sources[checkpoint], run)
         self.bytes_read += values.nbytes
         widened = self._widened[: run.count]
         np.copyto(widened, values, casting="unsafe")  # exact: no float here is wider
         return widened
+
+    def _values(self, source: Source, run: Run) -> NDArray[Any]:
+        """The values of a run as they are stored, valid until the next ones are read."""
+        variable = self._plan.variables[run.position].variable
+        if variable.kind == Kind.STRING:  # which lie in a heap, and not at an offset
+            strings = np.empty(run.count, variable.dtype)
+            source.values.read_into(run.position, run.start, strings)
+            return strings
+        return source.values.read_slab(Slab((run,), run.count), variable.dtype, self._buffer)
+
+    def _carry(self, source: Source, writer: CheckpointWriter) -> None:
+        """Copies what is not averaged."""
+        plan = self._plan
+        for position, planned in enumerate(plan.variables):
+            if planned.action != Action.CARRY:
+                continue
+            if planned.variable.kind == Kind.STRING and source.path == plan.reference.path:
+                continue  # the output's skeleton has them
+            for run in runs_of(position, planned.variable.size, plan.memory.slab_elements):
+                writer.write(position, run.start, self._values(source, run))
 
     def _require_unchanged(self, *checkpoints: int | None) -> None:
         for checkpoint in checkpoints:
             if checkpoint is not None:
                 source = self._plan.matched.sources[checkpoint]
                 source.identity.require_unchanged(source.path)
-
-
-def require_finite(plan: MergePlan) -> None:
-    """Reads every value that would be averaged, and refuses NaN and Inf.
-
-    Raises:
-        NonFiniteValuesError: the first such value, in the order of the checkpoints.
-        FormatError: a checkpoint cannot be read, or does not match its checksum.
-    """
-    for source in plan.matched.sources:
-        source.values.verify()
-        for run in _averaged_runs(plan):
-            finite = np.isfinite(_read_run(plan, source, run))
-            if not finite.all():
-                element = run.start + int(np.argmin(finite))
-                _blame(source, plan.variables[run.position].variable, run.position, element)
-
-
-def _blame(source: Source, variable: Variable, position: int, element: int) -> None:
-    value = np.empty(1, variable.dtype)
-    source.values.read_into(position, element, value)
-    index = tuple(map(int, np.unravel_index(element, variable.shape)))
-    raise NonFiniteValuesError(
-        source.path, variable.path, index, float(value[0]), "Leave this checkpoint out."
-    )
 
 
 def _averaged(plan: MergePlan) -> list[int]:
@@ -243,29 +240,12 @@ def _averaged_runs(plan: MergePlan) -> Iterator[Run]:
         )
 
 
-def _read_run(plan: MergePlan, source: Source, run: Run) -> NDArray[Any]:
-    values = np.empty(run.count, plan.variables[run.position].variable.dtype)
-    source.values.read_into(run.position, run.start, values)
-    return values
-
-
 def _mean(sums: Doubles, count: int, dtype: np.dtype[Any] | None) -> NDArray[Any]:
     """The sums divided by a count, in place, and rounded to `dtype`."""
     np.divide(sums, count, out=sums)
     result = np.empty(sums.size, dtype)
     round_into(sums, result)
     return result
-
-
-def _carry(plan: MergePlan, source: Source, writer: CheckpointWriter) -> None:
-    """Copies what is not averaged."""
-    for position, planned in enumerate(plan.variables):
-        if planned.action != Action.CARRY:
-            continue
-        if planned.variable.kind == Kind.STRING and source.path == plan.reference.path:
-            continue  # the output's skeleton has them
-        for run in runs_of(position, planned.variable.size, plan.memory.slab_elements):
-            writer.write(position, run.start, _read_run(plan, source, run))
 
 
 class _Store(Protocol):

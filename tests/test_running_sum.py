@@ -20,7 +20,8 @@ from streamavg.errors import (
 )
 from streamavg.merging import planned
 from streamavg.options import Settings
-from streamavg.running_sum import RunningSum, require_finite
+from streamavg.running_sum import RunningSum
+from streamavg.scanning import require_finite
 from tests.builders import BFLOAT16, DIGITS, LEGACY, write_archive, write_legacy, write_weights
 from tests.contracts.reading import bits
 from tests.oracle import naive_mean, read_arrays

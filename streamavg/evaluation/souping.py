@@ -49,7 +49,8 @@ from streamavg.evaluation.strategies import (
 from streamavg.formats import open_checkpoint
 from streamavg.merging import merge, plan, planned
 from streamavg.options import MatchBy, MergeOptions, PreprocessingPolicy, Settings
-from streamavg.running_sum import RunningSum, require_finite
+from streamavg.running_sum import RunningSum
+from streamavg.scanning import require_finite
 from streamavg.selection import select_paths
 from streamavg.selection.metrics import more_is_better
 from streamavg.units import format_size
