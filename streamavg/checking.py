@@ -32,7 +32,6 @@ from streamavg.errors import (
     BeingWrittenError,
     ChangedFileError,
     FormatError,
-    IncompatibleCheckpointsError,
     NonFiniteValuesError,
     OptionError,
     UnsupportedFeatureError,
@@ -58,7 +57,7 @@ from streamavg.options import (
     Settings,
 )
 from streamavg.pairing import About
-from streamavg.planning import compare_non_float, limit_for, refuse_meaningless
+from streamavg.planning import limit_for, non_float_differences, refuse_meaningless
 from streamavg.record import MemoryRecord
 from streamavg.sampling import SampledDistances, measure_sample, sample_bytes, sample_runs
 from streamavg.scanning import scan
@@ -153,8 +152,7 @@ def check(
         checking.look_at_values(on_plan, on_progress)
         checking.look_at_files_again()
     found = checking.result()
-    peak = memory.peak_resident_bytes()
-    measured = peak if peak > peak_before else memory.resident_bytes()
+    measured = memory.measured_since(peak_before)
     return dataclasses.replace(
         found,
         memory=dataclasses.replace(found.memory, measured=measured),
@@ -418,17 +416,11 @@ class _Checking:
 
     def _compare_non_float(self, reference: Checkpoint) -> None:
         matched = MatchedCheckpoints(reference, tuple(self.sources), ())
-        by_text = {str(source.path): source.path for source in self.sources}
-
-        def path_of(text: str) -> list[Path]:
-            return [path for name, path in by_text.items() if text.startswith(f"{name}: ")]
-
-        try:
-            for text in compare_non_float(matched, self.settings):
-                self.warn(FindingKind.NON_FLOAT, path_of(text), text)
-        except IncompatibleCheckpointsError as error:
-            for text in error.differences:
-                self.refuse(FindingKind.NON_FLOAT, path_of(text), text)
+        for path, text in non_float_differences(matched, self.settings):
+            if self.settings.non_float == "equal":
+                self.refuse(FindingKind.NON_FLOAT, [path], text)
+            else:
+                self.warn(FindingKind.NON_FLOAT, [path], text)
 
     def _read(
         self,

@@ -140,8 +140,7 @@ def compare(
         from streamavg.plotting import draw  # noqa: PLC0415 - only pictures pay for it
 
         draw(comparison, picture, force=settings.force)
-    peak = memory.peak_resident_bytes()
-    measured = peak if peak > peak_before else memory.resident_bytes()
+    measured = memory.measured_since(peak_before)
     return dataclasses.replace(
         comparison,
         plot=None if picture is None else str(picture),

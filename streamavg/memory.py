@@ -40,6 +40,16 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def measured_since(peak_before: int) -> int:
+    """Peak of a job that began when `peak_resident_bytes` gave `peak_before`.
+
+    A job that stayed below an earlier peak of the process leaves no trace of its own peak; then it
+    is what the process holds now.
+    """
+    peak = peak_resident_bytes()
+    return peak if peak > peak_before else resident_bytes()
+
+
 def group_limit_bytes(memberships: Path = _CONTROL_GROUPS, root: Path = _GROUP_ROOT) -> int | None:
     """Memory that the control group of this process allows to it; None if nothing limits it.
 

@@ -76,8 +76,7 @@ def merge(
             stream(plan, writer, on_progress)
             writer.commit()
         seconds = time.monotonic() - started
-        peak = memory.peak_resident_bytes()
-        measured = peak if peak > peak_before else memory.resident_bytes()
+        measured = memory.measured_since(peak_before)
         return record_of(plan, measured=measured, seconds=seconds)
 
 

@@ -52,7 +52,7 @@ from streamavg.page_buffer import STRETCH_BYTES
 from streamavg.units import format_size, parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from streamavg.checkpoint import Checkpoint
@@ -264,7 +264,7 @@ def make_plan(
         *matched.notes,
         *reference.notes,
         *_losses(reference, variables, written_as),
-        *compare_non_float(matched, settings),
+        *_compare_non_float(matched, settings),
         *policy.notes,
     ]
     access = _choose_access(matched, settings)
@@ -447,35 +447,42 @@ def _unknown_layers(found: BatchNormalizations, settings: Settings) -> list[str]
     ]
 
 
-def compare_non_float(matched: MatchedCheckpoints, settings: Settings) -> list[str]:
-    """Tells which non-float variables are not the same in all checkpoints, or refuses them.
+def _compare_non_float(matched: MatchedCheckpoints, settings: Settings) -> list[str]:
+    """Tells which non-float variables are not the same in all checkpoints, or refuses them."""
+    found = list(non_float_differences(matched, settings))
+    if found and settings.non_float == "equal":
+        raise IncompatibleCheckpointsError([text for _, text in found])
+    return [text for _, text in found]
 
-    Raises:
-        IncompatibleCheckpointsError: they must be equal and are not.
+
+def non_float_differences(
+    matched: MatchedCheckpoints, settings: Settings
+) -> Iterator[tuple[Path, str]]:
+    """Checkpoints whose non-float variables are not those of the reference, and what that means.
+
+    It forbids a merge where they must be equal (`settings.non_float`).
     """
+    kept = "last checkpoint's" if settings.non_float == "last" else "reference's"
+    means = f"; the {kept} are kept."
+    if settings.non_float == "equal":
+        means = ". Take one's with --non-float reference or last."
     positions = [
         position
         for position, variable in enumerate(matched.reference.variables)
         if variable.role == Role.WEIGHT and variable.kind != Kind.FLOAT
     ]
     reference = matched.reference
-    findings: list[str] = []
     for source in matched.sources:
         if source.path == reference.path:
             continue
         different = differing(reference.variables, reference.values, source.values, positions)
         names = [reference.variables[position].path for position in different]
         if names:
-            findings.append(
+            yield (
+                source.path,
                 f"{source.path}: variables {_some(names)} hold other integers, bools or strings "
-                f"than {reference.path}"
+                f"than {reference.path}{means}",
             )
-    if findings and settings.non_float == "equal":
-        raise IncompatibleCheckpointsError(
-            [f"{finding}. Take one's with --non-float reference or last." for finding in findings]
-        )
-    kept = "last checkpoint's" if settings.non_float == "last" else "reference's"
-    return [f"{finding}; the {kept} are kept." for finding in findings]
 
 
 def _plan_memory(
