@@ -62,8 +62,8 @@ LEVELS = [
     {"evaluation.drawing"},
     {"evaluation.datasets", "evaluation.verification", "evaluation.demo"},
     {"evaluation.models", "evaluation.scoring", "evaluation.recalibrating"},
-    {"evaluation.rebuilding", "evaluation.souping"},
-    {"evaluation.evaluating"},
+    {"evaluation.rebuilding"},
+    {"evaluation.evaluating", "evaluation.souping"},
     {"evaluation.connectivity"},
     {"cli.progress", "cli.interrupts", "cli.record_file"},
     {

@@ -436,15 +436,9 @@ def _direction(settings: Settings, scores: Scores) -> bool:
             f"--metric {settings.metric}: the models are not compiled with it; they have "
             f"{', '.join(scores.values)}."
         )
-    more = verdict.direction(
+    return verdict.clear_direction(
         settings.metric, maximize=settings.maximize, minimize=settings.minimize
     )
-    if more is None:
-        raise OptionError(
-            f"--metric {settings.metric}: its name does not tell whether more or less is better. "
-            "Say --maximize or --minimize."
-        )
-    return more
 
 
 def _differences(

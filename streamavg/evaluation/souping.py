@@ -20,12 +20,13 @@ import warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from streamavg.errors import OptionError, OutputError
 from streamavg.evaluation.datasets import Data, open_data
 from streamavg.evaluation.keras_backend import named_function
-from streamavg.evaluation.models import Recipe, compile_for_scoring, load_model, load_weights
+from streamavg.evaluation.models import compile_for_scoring, load_model, load_weights
+from streamavg.evaluation.rebuilding import ModelOptions, recipe_of
 from streamavg.evaluation.scoring import LOSS, score
 from streamavg.evaluation.soup_record import (
     SCHEMA_VERSION,
@@ -46,13 +47,13 @@ from streamavg.evaluation.strategies import (
     load_optimizer,
     run_strategy,
 )
+from streamavg.evaluation.verdict import clear_direction, refuse_both
 from streamavg.formats import open_checkpoint
 from streamavg.merging import merge, plan, planned
 from streamavg.options import MatchBy, MergeOptions, PreprocessingPolicy, Settings
 from streamavg.running_sum import RunningSum
 from streamavg.scanning import require_finite
 from streamavg.selection import select_paths
-from streamavg.selection.metrics import more_is_better
 from streamavg.units import format_size
 from streamavg.version import __version__
 
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from streamavg.evaluation.models import Recipe
     from streamavg.planning import MergePlan
     from streamavg.record import MergeRecord
 
@@ -71,7 +73,7 @@ _GREEDY: tuple[StrategyName, ...] = ("greedy", "greedy-swap")
 """Strategies whose trials differ by one checkpoint."""
 
 
-class SoupOptions(TypedDict, total=False):
+class SoupOptions(ModelOptions, total=False):
     """Options of `soup`; all may be left out."""
 
     metric: str | None
@@ -86,14 +88,6 @@ class SoupOptions(TypedDict, total=False):
     model: str | None
     """The model, for checkpoints that hold weights alone: a whole model, a configuration as JSON,
     or `module:function`."""
-    loss: str | None
-    """Instead of that of the compile configuration."""
-    metrics: Sequence[str] | None
-    """Instead of those of the compile configuration."""
-    imports: Sequence[str]
-    """Modules that define custom classes and functions."""
-    unsafe: bool
-    """Whether code in files may run."""
     batch_size: int | None
     """Of arrays; 32 by default."""
     preprocessing: PreprocessingPolicy
@@ -215,8 +209,9 @@ class _Settings:
     def __init__(self, strategy: StrategyName, options: SoupOptions) -> None:
         if strategy not in STRATEGIES:
             raise OptionError(f"strategy={strategy!r}: choose one of {', '.join(STRATEGIES)}.")
-        if options.get("maximize") and options.get("minimize"):
-            raise OptionError("--maximize and --minimize exclude each other. Choose one of them.")
+        refuse_both(
+            maximize=options.get("maximize", False), minimize=options.get("minimize", False)
+        )
         self.strategy = strategy
         self.most_trials = options.get("most_trials")
         if self.most_trials is not None and strategy not in _SEARCHING:
@@ -228,14 +223,7 @@ class _Settings:
             raise OptionError(f"--most-trials {self.most_trials}: expected 1 or more.")
         if self.most_trials is None and strategy in _SEARCHING:
             self.most_trials = MOST_TRIALS
-        metrics = options.get("metrics")
-        self.recipe = Recipe(
-            model=options.get("model"),
-            loss=options.get("loss"),
-            metrics=None if metrics is None else tuple(metrics),
-            imports=tuple(options.get("imports", ())),
-            unsafe=options.get("unsafe", False),
-        )
+        self.recipe = recipe_of(options.get("model"), options)
         self.merging: MergeOptions = {
             "preprocessing": options.get("preprocessing", "equal"),
             "match": options.get("match", "name"),
@@ -302,15 +290,11 @@ class _Metric:
             raise OptionError(
                 f"--metric {named}: the model has no such metric; it has {', '.join(values)}."
             )
-        direction = more_is_better(self.name)
-        if options.get("maximize") or options.get("minimize"):
-            direction = options.get("maximize", False)
-        if direction is None:
-            raise OptionError(
-                f"--metric {self.name}: its name does not tell whether more or less is better. "
-                "Say it with --maximize or --minimize."
-            )
-        self.maximize = direction
+        self.maximize = clear_direction(
+            self.name,
+            maximize=options.get("maximize", False),
+            minimize=options.get("minimize", False),
+        )
 
 
 class _Kitchen:

@@ -161,14 +161,34 @@ class Evaluation:
         return json.dumps(asdict(self), indent=2)
 
 
+def refuse_both(*, maximize: bool, minimize: bool) -> None:
+    """Raises OptionError if more and less are said to be better."""
+    if maximize and minimize:
+        raise OptionError("--maximize and --minimize exclude each other. Choose one of them.")
+
+
+def clear_direction(metric: str, *, maximize: bool, minimize: bool) -> bool:
+    """Whether more of a metric is better, which decides something.
+
+    Raises:
+        OptionError: both are said, or neither is and the name does not tell.
+    """
+    more = direction(metric, maximize=maximize, minimize=minimize)
+    if more is None:
+        raise OptionError(
+            f"--metric {metric}: its name does not tell whether more or less is better. "
+            "Say --maximize or --minimize."
+        )
+    return more
+
+
 def direction(metric: str, *, maximize: bool, minimize: bool) -> bool | None:
     """Whether more of a metric is better: as the user says, or by its name.
 
     Raises:
         OptionError: both are said.
     """
-    if maximize and minimize:
-        raise OptionError("--maximize and --minimize exclude each other.")
+    refuse_both(maximize=maximize, minimize=minimize)
     return maximize or (False if minimize else more_is_better(metric))
 
 
