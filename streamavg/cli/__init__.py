@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import click
 
-from streamavg.cli import interrupts
+from streamavg.cli import exit_codes, interrupts
 from streamavg.errors import (
     IncompatibleCheckpointsError,
     MemoryLimitError,
@@ -28,7 +28,6 @@ from streamavg.errors import (
 from streamavg.version import __version__
 
 COMMANDS = ("merge", "check", "compare", "inspect", "rebuild", "evaluate", "soup", "demo")
-EXIT_REFUSED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 
 class _Commands(click.Group):
@@ -67,15 +66,15 @@ def main() -> NoReturn:
     try:
         code = streamavg.main(standalone_mode=False) or 0  # what a command passed to `exit`
     except (KeyboardInterrupt, click.Abort):
-        code = _complain("interrupted; nothing was written.", EXIT_INTERRUPTED)
+        code = _complain("interrupted; nothing was written.", exit_codes.INTERRUPTED)
     except interrupts.Terminated:
-        code = _complain("terminated; nothing was written.", EXIT_TERMINATED)
+        code = _complain("terminated; nothing was written.", exit_codes.TERMINATED)
     except click.UsageError as error:
-        code = _complain(_usage_message(error), EXIT_USAGE)
+        code = _complain(_usage_message(error), exit_codes.USAGE)
     except BrokenPipeError:
         # Whoever read the output has enough of it; stdout is not flushed again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = EXIT_REFUSED
+        code = exit_codes.REFUSED
     except (StreamAvgError, OSError, MemoryError) as error:
         if debug:
             traceback.print_exc()
@@ -86,14 +85,15 @@ def main() -> NoReturn:
             traceback.print_exc()
         what = f"{type(error).__name__}: {error}"
         code = _complain(
-            f"internal error, {what}. Please report it with what --debug prints.", EXIT_REFUSED
+            f"internal error, {what}. Please report it with what --debug prints.",
+            exit_codes.REFUSED,
         )
     sys.exit(code)
 
 
 def _exit_code(error: BaseException) -> int:
     is_usage = isinstance(error, OptionError) and not isinstance(error, MemoryLimitError)
-    return EXIT_USAGE if is_usage else EXIT_REFUSED
+    return exit_codes.USAGE if is_usage else exit_codes.REFUSED
 
 
 def _usage_message(error: click.UsageError) -> str:

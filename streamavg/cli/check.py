@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from typing import TYPE_CHECKING, cast
 
 import click
 
-from streamavg.cli.interrupts import raise_remembered
+from streamavg.cli import common_options, exit_codes
+from streamavg.cli.printing import aligned, print_pieces
 from streamavg.cli.progress import choose_progress
 from streamavg.options import CHOICES
 from streamavg.units import format_size
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from streamavg.findings import Check, CheckedCheckpoint, Finding
     from streamavg.options import OptimizerPolicy
 
-EXIT_REFUSED, EXIT_GATE = 1, 3
 _WIDEST_NAME = 40
 _SHOWN, _SHOWN_OF_ONE = 20, 3
 """Refusals, and warnings, that are shown: in all, and of one checkpoint."""
@@ -35,25 +34,20 @@ _NUMBERS = frozenset({3, 4, 5})
               "and at no checksums: fast for large files, but not all that a merge "
               "refuses.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on stdout.")
-@click.option("--memory-limit", metavar="SIZE", help="Most memory the whole process may take, "
-              "such as 64MiB. [default: 256MiB]")  # fmt: skip
+@common_options.memory_limit
 @click.option("--threads", type=int, metavar="N", help="Threads that read values; by default one a "
               "processor, up to four.")  # fmt: skip
 @click.option("--optimizer", type=click.Choice(CHOICES["optimizer"]), help="What a merge will do "
               "with optimizer state. Without it, that there is such is a warning.")  # fmt: skip
-@click.option("--non-float", type=click.Choice(CHOICES["non_float"]), default="reference",
-              show_default=True, help="Where integers, bools and strings come from.")  # fmt: skip
-@click.option("--preprocessing", type=click.Choice(CHOICES["preprocessing"]), default="equal",
-              show_default=True, help="Normalization state and vocabularies must be equal, or may "
-              "differ from the reference's.")  # fmt: skip
-@click.option("--match", type=click.Choice(CHOICES["match"]), default="name", show_default=True,
-              help="How the layers of legacy files are paired.")  # fmt: skip
+@common_options.non_float
+@common_options.preprocessing
+@common_options.match
 @click.option("--reference", metavar="CHECKPOINT",
               help="The input that the others are compared with. [default: the first]")  # fmt: skip
 @click.option("--allow-non-finite", is_flag=True, help="NaN and Inf are a warning.")
-@click.option("--quiet", is_flag=True, help="Print the result and errors only.")
-@click.option("--no-progress", is_flag=True, help="Show no progress.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@common_options.quiet
+@common_options.no_progress
+@common_options.debug
 def command(
     checkpoints: tuple[str, ...],
     strict: bool,
@@ -74,31 +68,24 @@ def command(
     from streamavg.checking import check
 
     with choose_progress(shown=not (quiet or no_progress), task="checking") as progress:
-
-        def advance(count: int) -> None:
-            raise_remembered()
-            progress.advance(count)
-
         found = check(
             checkpoints,
             sample=sample,
             optimizer=optimizer,
             on_plan=progress.begin,
-            on_progress=advance,
+            on_progress=progress.advance,
             **cast("CheckOptions", options),
         )
     if as_json:
-        for piece in found.json_pieces():
-            sys.stdout.write(piece)
-        sys.stdout.write("\n")
+        print_pieces(found.json_pieces())
     else:
         click.echo("\n".join(_lines(found)))
     if not quiet:
         click.echo(_summary(found), err=True)
     if found.refusals:
-        raise click.exceptions.Exit(EXIT_REFUSED)
+        raise click.exceptions.Exit(exit_codes.REFUSED)
     if strict and found.warnings:
-        raise click.exceptions.Exit(EXIT_GATE)
+        raise click.exceptions.Exit(exit_codes.GATE)
 
 
 def _lines(found: Check) -> Iterator[str]:
@@ -115,7 +102,7 @@ def _lines(found: Check) -> Iterator[str]:
     yield ""
     header = ["", "checkpoint", "Keras", "size", "optimizer", "distance", "state"]
     rows = [_row(found, *each) for each in zip(found.checkpoints, names, strict=True)]
-    yield from _table([header, *rows])
+    yield from aligned([header, *rows], right=_NUMBERS)
     yield from _findings("refused", found.refusals)
     others = [f for f in found.warnings if f.kind != FindingKind.ODD_REFERENCE]
     yield from _findings("warning", others)
@@ -134,17 +121,6 @@ def _row(found: Check, checkpoint: CheckedCheckpoint, name: str) -> list[str]:
         "-" if checkpoint.distance is None else percent(checkpoint.distance),
         ", ".join(dict.fromkeys([*refused, *warned])) or "ok",
     ]
-
-
-def _table(rows: list[list[str]]) -> Iterator[str]:
-    """Lines of aligned columns: names to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [
-            cell.rjust(width) if number in _NUMBERS else cell.ljust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
 
 
 def _findings(label: str, findings: Sequence[Finding]) -> Iterator[str]:

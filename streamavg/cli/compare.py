@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import TYPE_CHECKING, cast
 
 import click
 
-from streamavg.cli.interrupts import raise_remembered
+from streamavg.cli import common_options
+from streamavg.cli.printing import aligned, print_pieces
 from streamavg.cli.progress import choose_progress
-from streamavg.options import CHOICES
 from streamavg.units import format_size
 
 if TYPE_CHECKING:
@@ -30,21 +29,17 @@ _NUMBERS = range(2, 6)
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
 @click.option("--plot", metavar="FILE", help="Draw it: *.png or *.svg (needs matplotlib).")
 @click.option("--json", "as_json", is_flag=True, help="Print all numbers as JSON on stdout.")
-@click.option("--memory-limit", metavar="SIZE", help="Most memory the whole process may take, "
-              "such as 64MiB. [default: 256MiB]")  # fmt: skip
+@common_options.memory_limit
 @click.option("--threads", type=int, metavar="N", help="Threads that read and measure; by default "
               "one a processor, up to four.")  # fmt: skip
-@click.option("--preprocessing", type=click.Choice(CHOICES["preprocessing"]), default="equal",
-              show_default=True, help="Normalization state and vocabularies must be equal, or may "
-              "differ from the reference's.")  # fmt: skip
-@click.option("--match", type=click.Choice(CHOICES["match"]), default="name", show_default=True,
-              help="How the layers of legacy files are paired.")  # fmt: skip
+@common_options.preprocessing
+@common_options.match
 @click.option("--reference", metavar="CHECKPOINT",
               help="The input whose names the layers have. [default: the first]")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an existing picture.")
-@click.option("--quiet", is_flag=True, help="Print the result and errors only.")
-@click.option("--no-progress", is_flag=True, help="Show no progress.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@common_options.quiet
+@common_options.no_progress
+@common_options.debug
 def command(
     checkpoints: tuple[str, ...],
     plot: str | None,
@@ -62,23 +57,16 @@ def command(
     from streamavg.comparing import compare
 
     with choose_progress(shown=not (quiet or no_progress), task="comparing") as progress:
-
-        def advance(count: int) -> None:
-            raise_remembered()
-            progress.advance(count)
-
         comparison = compare(
             checkpoints,
             plot=plot,
             layer_matrices=as_json,
             on_plan=progress.begin,
-            on_progress=advance,
+            on_progress=progress.advance,
             **cast("CompareOptions", options),
         )
     if as_json:
-        for piece in comparison.json_pieces():
-            sys.stdout.write(piece)
-        sys.stdout.write("\n")
+        print_pieces(comparison.json_pieces())
     else:
         click.echo("\n".join(_lines(comparison)))
     if not quiet:
@@ -98,7 +86,7 @@ def _lines(comparison: Comparison) -> Iterator[str]:
     yield from _equal_ones(comparison, by_path)
     yield ""
     header = ["", "checkpoint", "norm", "distance", "cosine", "signs", "differs most in"]
-    yield from _table([header, *_rows(comparison, names)])
+    yield from aligned([header, *_rows(comparison, names)], right=_NUMBERS)
     yield ""
     whole = comparison.whole
     values = f"{whole.elements:,} values in {_count(len(comparison.layers), 'layer')}"
@@ -147,17 +135,6 @@ def _rows(comparison: Comparison, names: list[str]) -> Iterator[list[str]]:
             f"{whole.mean_sign_agreements[index]:.1%}",
             "-" if where is None else f"{where[0]} ({percent(where[1])})",
         ]
-
-
-def _table(rows: list[list[str]]) -> Iterator[str]:
-    """Lines of aligned columns: names to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [
-            cell.rjust(width) if number in _NUMBERS else cell.ljust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
 
 
 def _count(number: int, noun: str) -> str:

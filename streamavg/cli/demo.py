@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from streamavg.cli import common_options
 from streamavg.cli.interrupts import raise_remembered
 from streamavg.errors import StreamAvgError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     "folder", metavar="[DIR]", default="streamavg-demo", type=click.Path(path_type=Path)
 )
 @click.option("--files-only", is_flag=True, help="Write the files, and show nothing.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@common_options.debug
 def command(folder: Path, files_only: bool, debug: bool) -> None:
     """Train small networks on scikit-learn's digits for a minute and average their checkpoints.
 

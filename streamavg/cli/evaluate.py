@@ -7,21 +7,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from streamavg.cli.interrupts import raise_remembered
+from streamavg.cli import common_options, exit_codes
+from streamavg.cli.printing import aligned
 from streamavg.cli.progress import choose_batch_progress
-from streamavg.cli.rebuild import split_names
 from streamavg.errors import OptionError
 from streamavg.options import CHOICES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from streamavg.cli.progress import BatchProgress
     from streamavg.evaluation.connectivity import PathEvaluation
     from streamavg.evaluation.evaluating import EvaluateOptions
     from streamavg.evaluation.verdict import Evaluation
 
-EXIT_NO_PASS = 3
 _WIDEST_NAME = 40
 _MANY = "--against"
 
@@ -59,13 +57,8 @@ class _ManyAgainst(click.Command):
               "tf.data.Dataset or arrays.")  # fmt: skip
 @click.option("--test", metavar="DATA", help="Test data: they decide, because the best checkpoint "
               "was not chosen on them.")  # fmt: skip
-@click.option("--batch-size", type=int, metavar="N", help="Of arrays; 32 by default.")
 @click.option("--metric", metavar="NAME", help="Chooses the best checkpoint and decides. "
               "By default the loss.")  # fmt: skip
-@click.option("--maximize", is_flag=True, help="More is better. By default the metric's name "
-              "tells.")  # fmt: skip
-@click.option("--minimize", is_flag=True, help="Less is better. By default the metric's name "
-              "tells.")  # fmt: skip
 @click.option("--require", metavar="better|not-worse", help="Exit with 3 unless the average is "
               "better, or not shown to be worse.")  # fmt: skip
 @click.option("--margin", type=float, metavar="D", help="Of --require, in the metric's unit: "
@@ -75,20 +68,13 @@ class _ManyAgainst(click.Command):
 @click.option("-o", "--output", metavar="FILE.keras", help="Save the better one of the average "
               "with and without recalibration.")  # fmt: skip
 @click.option("--plot", metavar="FILE", help="Draw it: *.png or *.svg (needs matplotlib).")
-@click.option("--model", metavar="MODEL", help="For checkpoints that hold weights alone: a .keras "
-              "or whole .h5 file, a configuration as JSON, or module:function.")  # fmt: skip
-@click.option("--loss", metavar="NAME", help="Score by this loss instead of the model's own.")
-@click.option("--metrics", metavar="NAME,...", help="Score by these metrics instead.")
-@click.option("--import", "imports", multiple=True, metavar="MODULE",
-              help="A module that defines custom layers, losses or metrics.")  # fmt: skip
-@click.option("--unsafe", is_flag=True, help="Run code that is in the files, such as Lambda "
-              "layers. Only for files that you trust.")  # fmt: skip
+@common_options.scoring
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the resamples.")
 @click.option("--force", is_flag=True, help="Replace an existing output or picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on stdout.")
-@click.option("--quiet", is_flag=True, help="Print the result and errors only.")
-@click.option("--no-progress", is_flag=True, help="Show no progress.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@common_options.quiet
+@common_options.no_progress
+@common_options.debug
 @click.pass_context
 def command(
     context: click.Context,
@@ -109,9 +95,10 @@ def command(
     data, in every metric that the model was compiled with, with a paired bootstrap over examples
     (10,000 resamples, 95% intervals). One model is in memory at a time.
     """
-    options["metrics"] = split_names(options["metrics"])
     with choose_batch_progress(shown=not (quiet or no_progress)) as progress:
-        calls = _calls(progress)
+        calls = {
+            "on_plan": progress.begin, "on_model": progress.name, "on_progress": progress.advance,
+        }  # fmt: skip
         found: Evaluation | PathEvaluation
         if path:
             found = _evaluate_path(path, val, average, against, options, calls)
@@ -126,15 +113,7 @@ def command(
             click.echo(f"note: {note}", err=True)
     gate = getattr(found, "gate", None)
     if gate is not None and not gate.passed:
-        context.exit(EXIT_NO_PASS)
-
-
-def _calls(progress: BatchProgress) -> dict[str, Any]:
-    def advance(count: int) -> None:
-        raise_remembered()
-        progress.advance(count)
-
-    return {"on_plan": progress.begin, "on_model": progress.name, "on_progress": advance}
+        context.exit(exit_codes.GATE)
 
 
 def _evaluate(
@@ -205,7 +184,7 @@ def _lines(evaluation: Evaluation) -> Iterator[str]:
         if has_test:
             row += ["-" if model.test is None else number(model.test[metric]) for metric in metrics]
         rows.append(row)
-    yield from _table(rows, left=2)
+    yield from aligned(rows, right=range(2, len(header)))
     for title, differences in (
         ("average against the best checkpoint (>)", evaluation.differences),
         ("recalibrated average against the average as it was", evaluation.recalibration),
@@ -219,7 +198,7 @@ def _lines(evaluation: Evaluation) -> Iterator[str]:
                 f"{signed(d.low)} to {signed(d.high)}"
             )  # fmt: skip
             rows.append([f"{d.set} {d.metric}", signed(d.difference), interval, d.verdict or "-"])
-        yield from _table(rows, left=1)
+        yield from aligned(rows, right=range(1, 4))
     yield ""
     yield _data_line(evaluation)
 
@@ -254,20 +233,9 @@ def _path_lines(found: PathEvaluation) -> Iterator[str]:
         [f"{point.position:.3g}", *(number(point.values[metric]) for metric in metrics)]
         for point in found.points
     ]
-    yield from _table(rows, left=0)
+    yield from aligned(rows, right=range(len(rows[0])))
     yield ""
     yield (
         f"position: 0 is {found.first}, 1 is {found.second}; scored on {found.validation.name} "
         f"({found.validation.examples:,} examples)."
     )
-
-
-def _table(rows: list[list[str]], left: int) -> Iterator[str]:
-    """Lines of aligned columns: the first `left` and the last verdicts to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [
-            cell.ljust(width) if place < left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()

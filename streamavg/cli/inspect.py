@@ -6,16 +6,20 @@ from typing import TYPE_CHECKING
 
 import click
 
+from streamavg.cli import common_options
+from streamavg.cli.printing import aligned
 from streamavg.units import format_size
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from streamavg.inspecting import CheckpointSummary
 
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=str))
 @click.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@common_options.debug
 def command(checkpoint: str, as_json: bool, debug: bool) -> None:
     """Show what is in CHECKPOINT: format, producer, layers, variables, sizes, optimizer."""
     from streamavg.inspecting import inspect
@@ -64,10 +68,5 @@ def _shape(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "scalar"
 
 
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    return [
-        "  "
-        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [header, *rows]
-    ]
+def _table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
+    return (f"  {line}" for line in aligned([header, *rows]))

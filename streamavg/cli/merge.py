@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
 
-from streamavg.cli.interrupts import raise_remembered
+from streamavg.cli import common_options
+from streamavg.cli.printing import print_pieces
 from streamavg.cli.progress import choose_progress
 from streamavg.cli.record_file import check_record_file
 from streamavg.options import CHOICES, MergeOptions
@@ -60,10 +60,8 @@ def _choice(name: str) -> click.Choice[str]:
               "if the names of the checkpoints hold them.")  # fmt: skip
 @click.option("--metric", metavar="NAME", help="Which of several metrics in --scores. "
               "By default val_loss, if it is there.")  # fmt: skip
-@click.option("--maximize", is_flag=True, help="More is better. By default the metric's name "
-              "tells.")  # fmt: skip
-@click.option("--minimize", is_flag=True, help="Less is better. By default the metric's name "
-              "tells.")  # fmt: skip
+@common_options.maximize
+@common_options.minimize
 @click.option("--weights", callback=_parse_weights, metavar="W,W,...|FILE",
               help="One weight per checkpoint, as listed; or a JSON or CSV file of paths and "
               "weights. They sum to 1.")  # fmt: skip
@@ -78,8 +76,7 @@ def _choice(name: str) -> click.Choice[str]:
               "is kept at each checkpoint, such as 0.9.")  # fmt: skip
 @click.option("--trim", type=float, metavar="F", help="Of --method trimmed-mean: the share of the "
               "values that is dropped at each end; 0.1 by default.")  # fmt: skip
-@click.option("--memory-limit", metavar="SIZE", help="Most memory the whole process may take, "
-              "such as 64MiB. [default: 256MiB]")  # fmt: skip
+@common_options.memory_limit
 @click.option("--threads", type=int, metavar="N", help="Threads that read, average and write; by "
               "default one a processor, up to four.")  # fmt: skip
 @click.option("--io", type=_choice("io"), default="auto", show_default=True,
@@ -90,25 +87,23 @@ def _choice(name: str) -> click.Choice[str]:
               help="Of averaged values in the output.")  # fmt: skip
 @click.option("--optimizer", type=_choice("optimizer"), default="drop", show_default=True,
               help="Optimizer state: leave it out, or keep the reference's.")  # fmt: skip
-@click.option("--non-float", type=_choice("non_float"), default="reference", show_default=True,
-              help="Where integers, bools and strings come from.")  # fmt: skip
+@common_options.non_float
 @click.option("--preprocessing", type=_choice("preprocessing"), default="equal", show_default=True,
               help="Normalization state and vocabularies.")  # fmt: skip
 @click.option("--batchnorm", type=_choice("batchnorm"), default="mean", show_default=True,
               help="Moving statistics of BatchNormalization: averaged; averaged, and the spread of "
               "the means added to the variances; or the reference's.")  # fmt: skip
-@click.option("--match", type=_choice("match"), default="name", show_default=True,
-              help="How the layers of legacy files are paired.")  # fmt: skip
+@common_options.match
 @click.option("--reference", metavar="CHECKPOINT",
               help="The input whose structure the output takes. [default: the first]")  # fmt: skip
 @click.option("--allow-non-finite", is_flag=True, help="Average NaN and Inf like other values.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON on stdout.")
-@click.option("--record", "record_file", metavar="FILE", help="Save the record as JSON.")
+@common_options.record_file
 @click.option("--quiet", is_flag=True, help="Print errors only.")
-@click.option("--no-progress", is_flag=True, help="Show no progress.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@common_options.no_progress
+@common_options.debug
 def command(
     checkpoints: tuple[str, ...],
     output: str | None,
@@ -127,6 +122,7 @@ def command(
     and with which coefficients.
     """
     from streamavg.merging import merge, plan
+    from streamavg.record import json_pieces
 
     chosen = cast("MergeOptions", options)
     task = "measuring" if dry_run else "averaging"
@@ -138,14 +134,10 @@ def command(
             if expected or not dry_run:
                 progress.begin(expected)
 
-        def advance(count: int) -> None:
-            raise_remembered()
-            progress.advance(count)
-
         work = plan if dry_run else merge
-        record = work(checkpoints, output, on_plan=begin, on_progress=advance, **chosen)
+        record = work(checkpoints, output, on_plan=begin, on_progress=progress.advance, **chosen)
     if as_json:
-        _print_json(record)
+        print_pieces(json_pieces(record))
     elif dry_run:
         click.echo("\n".join(_plan_lines(record)))
     if not (dry_run or quiet):
@@ -154,15 +146,6 @@ def command(
         click.echo(_summary(record), err=True)
     if record_file is not None:
         record.save(Path(record_file))
-
-
-def _print_json(record: MergeRecord) -> None:
-    from streamavg.record import json_pieces
-
-    for piece in json_pieces(record):
-        sys.stdout.write(piece)
-    sys.stdout.write("\n")
-    sys.stdout.flush()
 
 
 def _summary(record: MergeRecord) -> str:

@@ -1,13 +1,14 @@
-"""Shows how far a merge is: a bar on a terminal, a plain line every few seconds elsewhere."""
+"""Shows how far a command is: a bar on a terminal, a plain line every few seconds elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
+from streamavg.cli.interrupts import raise_remembered
 from streamavg.units import format_size
 
 if TYPE_CHECKING:
@@ -17,14 +18,21 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress(Protocol):
-    """Is told of bytes that were read."""
+    """Is told of work that was done: bytes that were read, batches or trials."""
 
-    def begin(self, total_bytes: int) -> None:
-        """Starts at zero."""
+    def begin(self, total: int | None) -> None:
+        """Starts at zero; the total may be unknown."""
+        ...
+
+    def name(self, what: str, *, short: str | None = None) -> None:
+        """Says what is at work; `short` is for where there is little room."""
         ...
 
     def advance(self, count: int) -> None:
-        """Takes note of `count` more bytes."""
+        """Takes note of more work that was done.
+
+        Raises: an interrupt that came before, and was lost on its way.
+        """
         ...
 
     def __enter__(self) -> Progress: ...
@@ -38,18 +46,36 @@ class Progress(Protocol):
 
 
 def choose_progress(*, shown: bool, task: str = "averaging") -> Progress:
-    """The progress that fits stderr, or none. `task` is what the bar is called."""
+    """The progress of bytes that fits stderr, or none. `task` is what the bar is called."""
+    bar = _Bar(unit="B", unit_scale=True, unit_divisor=1024, desc=task)
+    return _choose(bar, _ByteLines(), shown=shown)
+
+
+def choose_batch_progress(*, shown: bool) -> Progress:
+    """The progress of batches through models that fits stderr, or none."""
+    return _choose(_Bar(unit=" batches"), _BatchLines(), shown=shown)
+
+
+def choose_trial_progress(*, shown: bool) -> Progress:
+    """The progress of trials of soups that fits stderr, or none."""
+    return _choose(_TrialBar(unit="trial", desc="souping"), _TrialLines(), shown=shown)
+
+
+def _choose(bar: Progress, lines: Progress, *, shown: bool) -> Progress:
     if not shown:
         return _Silence()
-    return _Bar(task) if sys.stderr is not None and sys.stderr.isatty() else _Lines()
+    return bar if sys.stderr is not None and sys.stderr.isatty() else lines
 
 
 class _Silence:
-    def begin(self, total_bytes: int) -> None:
+    def begin(self, total: int | None) -> None:
+        pass
+
+    def name(self, what: str, *, short: str | None = None) -> None:
         pass
 
     def advance(self, count: int) -> None:
-        pass
+        raise_remembered()
 
     def __enter__(self) -> _Silence:
         return self
@@ -59,135 +85,76 @@ class _Silence:
 
 
 class _Bar(_Silence):
-    """tqdm's bar: bytes, rate and time left."""
+    """tqdm's bar: what was done, the rate and the time left."""
 
-    def __init__(self, task: str) -> None:
-        self._task = task
+    def __init__(self, **look: Any) -> None:
+        self._look = look
 
-    def begin(self, total_bytes: int) -> None:
+    def begin(self, total: int | None) -> None:
         from tqdm import tqdm
 
-        self._bar = tqdm(
-            total=total_bytes, unit="B", unit_scale=True, unit_divisor=1024, desc=self._task,
-            leave=False, file=sys.stderr,
-        )  # fmt: skip
+        self._bar = tqdm(total=total, leave=False, file=sys.stderr, **self._look)
+
+    def name(self, what: str, *, short: str | None = None) -> None:
+        self._bar.set_description(short or what)
 
     def advance(self, count: int) -> None:
+        super().advance(count)
         self._bar.update(count)
 
     def __exit__(self, *_: object) -> None:
         if hasattr(self, "_bar"):
             self._bar.close()
+
+
+class _TrialBar(_Bar):
+    """Has the latest score behind it."""
+
+    def name(self, what: str, *, short: str | None = None) -> None:
+        self._bar.set_postfix_str(short or what, refresh=False)
 
 
 class _Lines(_Silence):
-    """A line every few seconds, for logs."""
-
-    def begin(self, total_bytes: int) -> None:
-        self._total = total_bytes
-        self._done = 0
-        self._started = self._last = time.monotonic()
-
-    def advance(self, count: int) -> None:
-        self._done += count
-        now = time.monotonic()
-        if now - self._last < SECONDS_BETWEEN_LINES:
-            return
-        self._last = now
-        rate = self._done / (now - self._started)
-        left = (self._total - self._done) / rate
-        click.echo(
-            f"{format_size(self._done)} of {format_size(self._total)} read "
-            f"({self._done / self._total:.0%}), {format_size(rate)}/s, {left:.0f} s left",
-            err=True,
-        )
-
-
-class BatchProgress(Protocol):
-    """Is told of batches that went through models."""
-
-    def begin(self, total: int | None) -> None:
-        """Starts at zero; the total may be unknown."""
-        ...
-
-    def name(self, what: str) -> None:
-        """Says what the next batches go through."""
-        ...
-
-    def advance(self, count: int) -> None:
-        """Takes note of `count` more batches."""
-        ...
-
-    def __enter__(self) -> BatchProgress: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
-
-
-def choose_batch_progress(*, shown: bool) -> BatchProgress:
-    """The progress that fits stderr, or none."""
-    if not shown:
-        return _BatchSilence()
-    return _BatchBar() if sys.stderr is not None and sys.stderr.isatty() else _BatchLines()
-
-
-class _BatchSilence:
-    def begin(self, total: int | None) -> None:
-        pass
-
-    def name(self, what: str) -> None:
-        pass
-
-    def advance(self, count: int) -> None:
-        pass
-
-    def __enter__(self) -> _BatchSilence:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-class _BatchBar(_BatchSilence):
-    """tqdm's bar over all batches of all models, with the name of the one at work."""
-
-    def begin(self, total: int | None) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=total, unit=" batches", leave=False, file=sys.stderr)
-
-    def name(self, what: str) -> None:
-        self._bar.set_description(what)
-
-    def advance(self, count: int) -> None:
-        self._bar.update(count)
-
-    def __exit__(self, *_: object) -> None:
-        if hasattr(self, "_bar"):
-            self._bar.close()
-
-
-class _BatchLines(_BatchSilence):
     """A line every few seconds, for logs."""
 
     def begin(self, total: int | None) -> None:
         self._total = total
         self._done = 0
         self._what = ""
-        self._last = time.monotonic()
+        self._started = self._last = time.monotonic()
 
-    def name(self, what: str) -> None:
+    def name(self, what: str, *, short: str | None = None) -> None:
         self._what = what
 
     def advance(self, count: int) -> None:
+        super().advance(count)
         self._done += count
         now = time.monotonic()
         if now - self._last < SECONDS_BETWEEN_LINES:
             return
         self._last = now
+        click.echo(self._line(now - self._started), err=True)
+
+    def _line(self, seconds: float) -> str:
+        raise NotImplementedError
+
+
+class _ByteLines(_Lines):
+    def _line(self, seconds: float) -> str:
+        rate, total = self._done / seconds, self._total or 0
+        return (
+            f"{format_size(self._done)} of {format_size(total)} read "
+            f"({self._done / total:.0%}), {format_size(rate)}/s, "
+            f"{(total - self._done) / rate:.0f} s left"
+        )
+
+
+class _BatchLines(_Lines):
+    def _line(self, seconds: float) -> str:
         total = "" if self._total is None else f" of {self._total:,}"
-        click.echo(f"{self._done:,}{total} batches done, at {self._what}", err=True)
+        return f"{self._done:,}{total} batches done, at {self._what}"
+
+
+class _TrialLines(_Lines):
+    def _line(self, seconds: float) -> str:
+        return f"trial {self._done} of at most {self._total}: {self._what}"

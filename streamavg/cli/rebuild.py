@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from streamavg.cli import common_options
 from streamavg.units import format_size
 
 if TYPE_CHECKING:
@@ -18,21 +19,19 @@ if TYPE_CHECKING:
               ".keras or whole .h5 file, a configuration as JSON, or module:function.")  # fmt: skip
 @click.option("-o", "--output", required=True, metavar="FILE.keras", help="Where to write.")
 @click.option("--loss", metavar="NAME", help="Compile with this loss instead of the model's own.")
-@click.option("--metrics", metavar="NAME,...", help="Compile with these metrics instead.")
+@click.option("--metrics", callback=common_options.split_names, metavar="NAME,...",
+              help="Compile with these metrics instead.")  # fmt: skip
 @click.option("--optimizer", metavar="NAME", help="Compile with this optimizer instead.")
-@click.option("--import", "imports", multiple=True, metavar="MODULE",
-              help="A module that defines custom layers, losses or metrics.")  # fmt: skip
-@click.option("--unsafe", is_flag=True, help="Run code that is in the file, such as Lambda layers. "
-              "Only for files that you trust.")  # fmt: skip
+@common_options.imports
+@common_options.unsafe
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON on stdout.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@common_options.debug
 def command(
     weights: str,
     model: str,
     output: str,
-    metrics: str | None,
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -46,7 +45,7 @@ def command(
     """
     from streamavg.evaluation.rebuilding import rebuild
 
-    chosen = cast("ModelOptions", {**options, "metrics": split_names(metrics)})
+    chosen = cast("ModelOptions", options)
     record = rebuild(weights, output, model=model, force=force, **chosen)
     if as_json:
         click.echo(record.to_json())
@@ -54,13 +53,6 @@ def command(
         for note in record.notes:
             click.echo(f"note: {note}", err=True)
         click.echo(_summary(record), err=True)
-
-
-def split_names(text: str | None) -> list[str] | None:
-    """Names from a list with commas, as typed for an option; None if it was not given."""
-    if text is None:
-        return None
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _summary(record: RebuildRecord) -> str:
