@@ -18,7 +18,7 @@ EXAMPLES = [
     if example.startswith("streamavg ")
 ]
 COMMAND = re.compile(r"(?:^|(?<=&& ))streamavg ")
-NEEDS_KERAS = re.compile(r"streamavg (rebuild|evaluate)")
+NEEDS_KERAS = re.compile(r"streamavg (rebuild|evaluate|soup)")
 MEASURED = (r"\d+(\.\d+)? s\b", r"peak memory \d+(\.\d+)? MiB")
 """Other numbers each time."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,29 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+from tests.real_keras import run_last
 
 HERE = Path(__file__).parent
-ALLOWED_WARNINGS = (
-    # Keras reads TensorFlow's variables with numpy.array; TensorFlow 2.21 predates NumPy 2's rules.
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-    ":keras.src.backend.tensorflow.core",
-)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """Runs these tests last: TensorFlow takes half a gigabyte of the process once imported.
-
-    Tests that watch the memory of their own process would no longer see that of a merge.
-    """
-    items.sort(key=lambda item: HERE in item.path.parents)
-    for item in items:
-        if HERE in item.path.parents:
-            for warning in ALLOWED_WARNINGS:
-                item.add_marker(pytest.mark.filterwarnings(warning))
+    run_last(items, HERE)
 
 
 @pytest.fixture(scope="session")

@@ -13,15 +13,6 @@ from tests.memory.test_memory import COUNTING_ERROR, LIMIT, MIB, Measured, spars
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def room(tmp_path):
-    """A folder that is emptied when the test is over, whatever happened."""
-    folder = tmp_path / "room"
-    folder.mkdir()
-    yield folder
-    shutil.rmtree(folder)
-
-
 def checked(folder, paths, *options, code=0):
     """Checks within 64 MiB, and every number that can be told about its memory."""
     done = Measured(
