@@ -57,7 +57,12 @@ LEVELS = [
     {"judging"},
     {"merging", "inspecting", "comparing", "checking"},
     {"evaluation"},
-    {"evaluation.keras_backend", "evaluation.bootstrap", "evaluation.strategies"},
+    {
+        "evaluation.keras_backend",
+        "evaluation.bootstrap",
+        "evaluation.strategies",
+        "evaluation.placing",
+    },
     {"evaluation.verdict", "evaluation.soup_record"},
     {"evaluation.drawing"},
     {"evaluation.datasets", "evaluation.verification", "evaluation.demo"},

@@ -15,14 +15,11 @@ that have nothing to do with each other (Frankle et al. 2020, arXiv:1912.05671; 
 from __future__ import annotations
 
 import shlex
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,9 +27,11 @@ import numpy as np
 from streamavg.checking import RECENT_SECONDS
 from streamavg.errors import MissingDependencyError, OutputError
 from streamavg.evaluation.keras_backend import load_keras, load_tensorflow, quiet
+from streamavg.evaluation.placing import hidden_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -179,25 +178,13 @@ def epochs(train: Split, seed: int) -> Iterator[tuple[int, Any]]:
 @contextmanager
 def _placed(folder: Path) -> Iterator[Path]:
     """A place to fill, which is at `folder` when the block ends without an error."""
-    temporary = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(
-            tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent)
-        )
+    with hidden_folder(folder, make_parents=True) as temporary:
         temporary.chmod(0o755)
         yield temporary
         _refuse_taken(folder)
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(folder, f"cannot be written: {error.strerror or error}.") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _refuse_taken(folder: Path) -> None:

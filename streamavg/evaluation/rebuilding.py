@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -23,6 +21,7 @@ from streamavg.evaluation.models import (
     load_weights,
     translated_errors,
 )
+from streamavg.evaluation.placing import hidden_folder
 from streamavg.evaluation.verification import verify_file, verify_model
 from streamavg.formats import open_checkpoint
 from streamavg.formats.output import refuse_taken
@@ -197,9 +196,7 @@ def placed(path: Path, *, force: bool) -> Iterator[Path]:
         OutputError: the path is taken and `force` is not given, or nothing can be written there.
     """
     refuse_taken(path, force=force)
-    folder = None
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    with hidden_folder(path) as folder:
         temporary = folder / path.name
         yield temporary
         with temporary.open("rb") as file:
@@ -207,13 +204,6 @@ def placed(path: Path, *, force: bool) -> Iterator[Path]:
         if not force:
             refuse_taken(path, force=False)
         temporary.replace(path)
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(path, f"cannot be written: {error.strerror or error}.") from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def names_of(parts: Any) -> Iterator[str]:
