@@ -53,3 +53,25 @@ def test_an_example_prints_what_is_shown(tmp_path, line, shown):
 
 def test_there_are_examples():
     assert len(EXAMPLES) > 4
+
+
+def rows(text):
+    """The cells of each row of all Markdown tables, by the first one, in order."""
+    found = {}
+    for line in text.splitlines():
+        if line.startswith("| "):
+            name, *cells = (cell.strip() for cell in line.strip("| ").split("|"))
+            found.setdefault(name, []).append(cells)
+    return found
+
+
+def test_when_it_helps_has_the_numbers_that_were_measured():
+    shown = rows((ROOT / "README.md").read_text("utf-8").partition("\n## When it helps")[2])
+    page = (ROOT / "docs" / "when-to-average.md").read_text("utf-8")
+    measured = rows(page.partition("<!-- measured: begin -->")[2])
+    names = [name for name in shown if name in measured]
+    assert len(names) == 4
+    for name in names:
+        distances, accuracies = measured[name]
+        accuracy = [cell.partition(" ")[0] for cell in accuracies]
+        assert shown[name] == [[distances[1], accuracy[1], accuracy[2]]], name
