@@ -26,13 +26,7 @@ from streamavg.errors import MemoryLimitError, NonFiniteValuesError, Unsupported
 from streamavg.formats import MOST_DECODING
 from streamavg.ordered import in_order
 from streamavg.page_buffer import PageBuffer
-from streamavg.planning import (
-    MOST_SLAB_ELEMENTS,
-    THREAD_BYTES,
-    MemoryPlan,
-    is_averaged,
-    threads_for,
-)
+from streamavg.planning import THREAD_BYTES, MemoryPlan, is_averaged, threads_for
 from streamavg.units import format_size
 
 if TYPE_CHECKING:
@@ -47,6 +41,8 @@ MOST_BLOCK_ELEMENTS = 2**22
 """Of all checkpoints together: enough that each read of 64 of them is worth its call."""
 STEADY_BLOCK_ELEMENTS = 2**19
 """The same, where sums must not depend on the limit: a few megabytes a thread."""
+MOST_SLAB_ELEMENTS = 131072
+"""Of one checkpoint, where there are few: a slab of each is in memory at the same time."""
 LEAST_SLAB_ELEMENTS = 512
 _HEADER_BYTES = 1024**2
 """What the allocator takes beyond the buffers that are counted, and the result for the whole."""

@@ -68,10 +68,12 @@ GROUP_SHARE = 0.75
 """Of what a control group allows; the rest is for the page cache, which counts towards it."""
 SMALLEST_HEADROOM = 64 * 1024**2
 """What the default limit leaves to the merge in a process that is large already."""
-MOST_SLAB_ELEMENTS = 131072
-"""Half a megabyte of float32 in a read: larger ones are no faster, and slabs of this size stay in a
-processor's caches with their accumulator."""
-MOST_DIRECT_ELEMENTS = 4 * MOST_SLAB_ELEMENTS
+MOST_SLAB_ELEMENTS = 262144
+"""A megabyte of float32 in a read. Smaller slabs spend more of the time between calls, where the
+threads wait for each other; larger ones no longer stay in a processor's caches."""
+MOST_SLAB_BYTES = 16 * 1024**2
+"""What a thread takes for one slab, with all that its method keeps of it."""
+MOST_DIRECT_ELEMENTS = 2 * MOST_SLAB_ELEMENTS
 """Reads past the page cache are not joined by the system: they must be long themselves."""
 LEAST_SLAB_ELEMENTS = 4096
 MOST_GROUPED_ELEMENTS = 16384
@@ -81,7 +83,7 @@ HEADER_BYTES_PER_VARIABLE = 1024
 """Measured: what the library and the allocator take for a skeleton, and the record for itself."""
 MOST_THREADS = 4
 """By default: beyond it, the memory of most machines is the limit."""
-LEAST_ELEMENTS_PER_THREAD = 4 * MOST_SLAB_ELEMENTS
+LEAST_ELEMENTS_PER_THREAD = 2 * MOST_SLAB_ELEMENTS
 """Below it a thread takes longer to start than it saves."""
 THREAD_BYTES = 512 * 1024 + STRETCH_BYTES
 """What a further thread takes: its stack, its share of the allocator, and a stretch."""
@@ -501,6 +503,8 @@ def _plan_memory(
     per_element = max((_bytes_per_element(p, method, count) for p in variables), default=0)
     longest = max((planned.variable.size for planned in variables), default=1)
     most = MOST_DIRECT_ELEMENTS if access == Access.DIRECT else MOST_SLAB_ELEMENTS
+    if per_element:
+        most = min(most, max(LEAST_SLAB_ELEMENTS, MOST_SLAB_BYTES // per_element))
     wanted = max(1, min(most, longest))
     least = min(wanted, LEAST_SLAB_ELEMENTS)
     elements = sum(p.variable.size for p in variables if p.action != Action.DROP)

@@ -20,10 +20,10 @@ import numpy as np
 
 from streamavg.checkpoint import Slab, gathered, runs_of
 from streamavg.errors import FormatError, NonFiniteValuesError
-from streamavg.measuring import MeasuringPlan
+from streamavg.measuring import MOST_SLAB_ELEMENTS, MeasuringPlan
 from streamavg.ordered import in_order
 from streamavg.page_buffer import SlabBuffer
-from streamavg.planning import MOST_GROUPED_ELEMENTS, MOST_SLAB_ELEMENTS, Action
+from streamavg.planning import MOST_GROUPED_ELEMENTS, Action
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

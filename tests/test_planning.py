@@ -18,7 +18,7 @@ from streamavg import (
     merge,
     plan,
 )
-from streamavg.planning import LEAST_SLAB_ELEMENTS, MOST_SLAB_ELEMENTS
+from streamavg.planning import LEAST_SLAB_ELEMENTS, MOST_SLAB_BYTES, MOST_SLAB_ELEMENTS
 from streamavg.units import parse_size
 from tests.builders import (
     BFLOAT16,
@@ -251,7 +251,7 @@ class TestMemory:
     @pytest.fixture
     def files(self, tmp_path):
         return [
-            write_weights(tmp_path / f"{i}.weights.h5", {"layers/dense": [np.zeros(200_000, "f4")]})
+            write_weights(tmp_path / f"{i}.weights.h5", {"layers/dense": [np.zeros(300_000, "f4")]})
             for i in range(2)
         ]
 
@@ -304,6 +304,19 @@ class TestMemory:
         record = plan(files, tmp_path / "out.weights.h5", memory_limit="4GiB")
         assert record.slab_elements == MOST_SLAB_ELEMENTS
 
+    def test_slabs_have_fewer_elements_where_a_method_keeps_more_of_each(self, tmp_path):
+        paths = [tmp_path / f"{number}.weights.h5" for number in range(40)]
+        for path in paths:
+            write_weights(path, {"layers/dense": [np.zeros(300_000, "f4")]})
+        output = tmp_path / "out.weights.h5"
+        mean, median = (
+            plan(paths, output, memory_limit="4GiB", threads=1, method=method)
+            for method in ("mean", "median")
+        )
+        assert mean.slab_elements == MOST_SLAB_ELEMENTS > median.slab_elements
+        kept = 40 * 4
+        assert 0.7 * MOST_SLAB_BYTES < kept * median.slab_elements < MOST_SLAB_BYTES
+
     def test_slabs_are_no_longer_than_the_longest_variable(self, tmp_path):
         assert plan(PAIR, tmp_path / "out.keras").slab_elements == 300
 
@@ -346,7 +359,8 @@ class TestMemory:
             memory = plan(files, folder / "out.weights.h5").memory
             projected[np.dtype(dtype).name] = memory.projected - memory.reserved
         assert projected["float32"] < projected["float64"]
-        assert projected["float32"] < projected["float16"]  # by the room to widen them in
+        # half as wide in the buffers, and widened beside them
+        assert projected["float16"] == projected["bfloat16"] == projected["float32"]
 
     def test_compressed_tiles_are_counted(self, tmp_path):
         projected = []

@@ -41,6 +41,8 @@ _HALVES_SCALE = 2.0**-112
 """What float16 values are multiplied with when they are summed."""
 _MIDDLE = np.int32(-(2**31))
 """The lower half of a float32 midway between two bfloat16 values, shifted to the upper half."""
+_PIECES = 4
+"""Products are made of a quarter of a slab at a time, so that they stay in the cache."""
 _BLOCK = 16384
 """Elements that are rounded at once, so that temporaries are small and stay in the cache."""
 
@@ -85,20 +87,19 @@ class _SingleSum:
             self._total *= _HALVES_SCALE
         self._sums = np.empty(capacity, np.float64)
         self._widened = _widener(dtype, capacity)
-        self._scratches = self._sums
+        self._scratch = np.empty(0, np.float64)
         if any(numerator != 1 for numerator in self._numerators):
-            self._scratches = np.empty(capacity, np.float64)
+            self._scratch = np.empty(-(-capacity // _PIECES), np.float64)
         self.start(capacity)
 
     @staticmethod
     def bytes_per_element(dtype: np.dtype[Any]) -> int:
         """Bytes for each element of the capacity, with numerators other than 1."""
-        return 8 + 8 + _widening_bytes(dtype)
+        return 8 + 8 // _PIECES + _widening_bytes(dtype)
 
     def start(self, count: int) -> None:
         """See `Accumulator`."""
         self._sum = self._sums[:count]
-        self._scratch = self._scratches[:count]
         self._is_empty = True
 
     def add(self, values: NDArray[Any], checkpoint: int) -> None:
@@ -112,8 +113,15 @@ class _SingleSum:
             elif numerator == 1:
                 np.add(self._sum, values, out=self._sum)
             else:
-                _multiply_into(self._scratch, values, numerator)
-                np.add(self._sum, self._scratch, out=self._sum)
+                self._add_multiplied(values, numerator)
+
+    def _add_multiplied(self, values: NDArray[Any], numerator: float) -> None:
+        for start in range(0, values.size, self._scratch.size):
+            piece = slice(start, start + self._scratch.size)
+            sums, terms = self._sum[piece], values[piece]
+            products = self._scratch[: terms.size]
+            _multiply_into(products, terms, numerator)
+            np.add(sums, products, out=sums)
 
     def all_finite(self) -> bool:
         """See `Accumulator`.
@@ -154,9 +162,7 @@ def _widener(dtype: np.dtype[Any], capacity: int) -> Callable[[NDArray[Any]], ND
 
 def _widening_bytes(dtype: np.dtype[Any]) -> int:
     """Bytes that a widener takes for each element."""
-    if dtype.kind == "V":
-        return 4
-    return 6 if dtype == np.float16 else 0
+    return 4 if dtype.itemsize < 4 else 0
 
 
 class _Brains:
@@ -183,13 +189,11 @@ class _Halves:
 
     def __init__(self, capacity: int) -> None:
         self._singles = np.empty(capacity, np.float32)
-        self._magnitudes = np.empty(capacity, np.int16)
 
     def __call__(self, values: NDArray[Any]) -> NDArray[np.float32]:
         singles = self._singles[: values.size]
         halves = values.view(np.int16)
-        magnitudes = np.bitwise_and(halves, 0x7FFF, out=self._magnitudes[: values.size])
-        if int(np.maximum.reduce(magnitudes)) >= 0x7C00:
+        if not _are_finite_halves(halves):
             np.multiply(values, np.float32(_HALVES_SCALE), out=singles)
             return singles
         bits = singles.view(np.int32)
@@ -197,6 +201,19 @@ class _Halves:
         np.left_shift(bits, 13, out=bits)
         np.bitwise_and(bits, np.int32(~0x70000000), out=bits)
         return singles
+
+
+def _are_finite_halves(halves: NDArray[np.int16]) -> bool:
+    """Whether the bits of float16 values, at least one, are those of finite ones.
+
+    Bits of NaN and infinity are the largest of their sign: 0x7C00 and above among the positive
+    values, which come last as signed integers, 0xFC00 and above among the negative ones, which come
+    last as unsigned.
+    """
+    return (
+        int(np.maximum.reduce(halves)) < 0x7C00
+        and int(np.maximum.reduce(halves.view(np.uint16))) < 0xFC00
+    )
 
 
 class _DoubleSum:

@@ -174,6 +174,14 @@ def test_every_float16_is_widened_exactly():
         assert np.array_equal(np.signbit(out), np.signbit(expected))
 
 
+def test_every_float16_that_is_not_finite_is_noticed():
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    for value in every[~np.isfinite(every)]:
+        beside = np.array([1, -65504, value, 65504], np.float16)
+        out, _ = combine(Mean(), [beside], out_dtype=np.float32)
+        assert np.array_equal(out, beside.astype(np.float32), equal_nan=True)
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_around_every_middle_of_two_bfloat16_values_it_is_rounded_once(sign):
     below = np.arange(0x7F7F, dtype=np.uint32)
