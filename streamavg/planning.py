@@ -71,8 +71,10 @@ SMALLEST_HEADROOM = 64 * 1024**2
 MOST_SLAB_ELEMENTS = 262144
 """A megabyte of float32 in a read. Smaller slabs spend more of the time between calls, where the
 threads wait for each other; larger ones no longer stay in a processor's caches."""
-MOST_SLAB_BYTES = 16 * 1024**2
-"""What a thread takes for one slab, with all that its method keeps of it."""
+MOST_WIDE_ELEMENTS = MOST_SLAB_ELEMENTS // 2
+WIDE_BYTES = 64
+"""Of an element that takes more, as in float64 or for a median, slabs have half as many: they are
+as fast, and a thread takes less memory."""
 MOST_DIRECT_ELEMENTS = 2 * MOST_SLAB_ELEMENTS
 """Reads past the page cache are not joined by the system: they must be long themselves."""
 LEAST_SLAB_ELEMENTS = 4096
@@ -502,10 +504,7 @@ def _plan_memory(
     count = len(matched.sources)
     per_element = max((_bytes_per_element(p, method, count) for p in variables), default=0)
     longest = max((planned.variable.size for planned in variables), default=1)
-    most = MOST_DIRECT_ELEMENTS if access == Access.DIRECT else MOST_SLAB_ELEMENTS
-    if per_element:
-        most = min(most, max(LEAST_SLAB_ELEMENTS, MOST_SLAB_BYTES // per_element))
-    wanted = max(1, min(most, longest))
+    wanted = max(1, min(_most_elements(access, per_element), longest))
     least = min(wanted, LEAST_SLAB_ELEMENTS)
     elements = sum(p.variable.size for p in variables if p.action != Action.DROP)
     threads = threads_for(elements, settings.threads)
@@ -532,6 +531,13 @@ def _plan_memory(
         slab_elements = min(wanted, (limit - fixed) // (threads * per_element))
     projected = fixed + threads * slab_elements * per_element
     return MemoryPlan(limit, origin, reserved, projected, slab_elements, threads)
+
+
+def _most_elements(access: Access, per_element: int) -> int:
+    """The elements of the largest slab that is worth its memory."""
+    if access == Access.DIRECT:
+        return MOST_DIRECT_ELEMENTS
+    return MOST_WIDE_ELEMENTS if per_element > WIDE_BYTES else MOST_SLAB_ELEMENTS
 
 
 def _choose_access(matched: MatchedCheckpoints, settings: Settings) -> Access:
