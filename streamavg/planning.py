@@ -71,10 +71,9 @@ SMALLEST_HEADROOM = 64 * 1024**2
 MOST_SLAB_ELEMENTS = 262144
 """A megabyte of float32 in a read. Smaller slabs spend more of the time between calls, where the
 threads wait for each other; larger ones no longer stay in a processor's caches."""
-MOST_WIDE_ELEMENTS = MOST_SLAB_ELEMENTS // 2
 WIDE_BYTES = 64
-"""Of an element that takes more, as in float64 or for a median, slabs have half as many: they are
-as fast, and a thread takes less memory."""
+"""Slabs of elements that take more, as in float64 or for a median, have half as many: they are as
+fast, and a thread takes less memory."""
 MOST_DIRECT_ELEMENTS = 2 * MOST_SLAB_ELEMENTS
 """Reads past the page cache are not joined by the system: they must be long themselves."""
 LEAST_SLAB_ELEMENTS = 4096
@@ -537,7 +536,7 @@ def _most_elements(access: Access, per_element: int) -> int:
     """The elements of the largest slab that is worth its memory."""
     if access == Access.DIRECT:
         return MOST_DIRECT_ELEMENTS
-    return MOST_WIDE_ELEMENTS if per_element > WIDE_BYTES else MOST_SLAB_ELEMENTS
+    return MOST_SLAB_ELEMENTS // 2 if per_element > WIDE_BYTES else MOST_SLAB_ELEMENTS
 
 
 def _choose_access(matched: MatchedCheckpoints, settings: Settings) -> Access:

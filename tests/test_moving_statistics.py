@@ -213,7 +213,7 @@ class TestPooled:
         assert result(threads=3) == expected
         assert result(paths[::-1], memory_limit="1GiB") == expected
         for elements in (1, 7, 4_096):
-            for name in ("MOST_SLAB_ELEMENTS", "MOST_WIDE_ELEMENTS", "LEAST_SLAB_ELEMENTS"):
+            for name in ("MOST_SLAB_ELEMENTS", "LEAST_SLAB_ELEMENTS"):
                 monkeypatch.setattr("streamavg.planning." + name, elements)
             assert result() == expected
 

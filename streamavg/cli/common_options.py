@@ -13,23 +13,26 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound="Callable[..., Any]")
 
+
+def choice(name: str, default: str, text: str) -> Callable[[Command], Command]:
+    """An option whose value is one of `CHOICES[name]`; `text` is its help."""
+    return click.option(
+        f"--{name.replace('_', '-')}", type=click.Choice(CHOICES[name]), default=default,
+        show_default=True, help=text,
+    )  # fmt: skip
+
+
 memory_limit = click.option(
     "--memory-limit", metavar="SIZE",
     help="Most memory the whole process may take, such as 64MiB. [default: 256MiB]",
 )  # fmt: skip
-match = click.option(
-    "--match", type=click.Choice(CHOICES["match"]), default="name", show_default=True,
-    help="How the layers of legacy files are paired.",
-)  # fmt: skip
-preprocessing = click.option(
-    "--preprocessing", type=click.Choice(CHOICES["preprocessing"]), default="equal",
-    show_default=True,
-    help="Normalization state and vocabularies must be equal, or may differ from the reference's.",
-)  # fmt: skip
-non_float = click.option(
-    "--non-float", type=click.Choice(CHOICES["non_float"]), default="reference", show_default=True,
-    help="Where integers, bools and strings come from.",
-)  # fmt: skip
+match = choice("match", "name", "How the layers of legacy files are paired.")
+preprocessing = choice(
+    "preprocessing",
+    "equal",
+    "Normalization state and vocabularies must be equal, or may differ from the reference's.",
+)
+non_float = choice("non_float", "reference", "Where integers, bools and strings come from.")
 maximize = click.option(
     "--maximize", is_flag=True, help="More is better. By default the metric's name tells."
 )

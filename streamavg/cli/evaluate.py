@@ -11,7 +11,6 @@ from streamavg.cli import common_options, exit_codes
 from streamavg.cli.printing import aligned
 from streamavg.cli.progress import choose_batch_progress
 from streamavg.errors import OptionError
-from streamavg.options import CHOICES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -49,9 +48,11 @@ class _ManyAgainst(click.Command):
               "line between two checkpoints.")  # fmt: skip
 @click.option("--points", type=int, default=11, show_default=True, metavar="N",
               help="Of --path: how many, both ends among them.")  # fmt: skip
-@click.option("--preprocessing", type=click.Choice(CHOICES["preprocessing"]), default="equal",
-              show_default=True, help="Of --path: Normalization state and vocabularies must be "
-              "equal, or are A's.")  # fmt: skip
+@common_options.choice(
+    "preprocessing",
+    "equal",
+    "Of --path: Normalization state and vocabularies must be equal, or are A's.",
+)
 @click.option("--val", required=True, metavar="DATA", help="Validation data: FILE.npz with arrays "
               "x and y, FILE.npz:SPLIT with x_SPLIT and y_SPLIT, or module:function that returns a "
               "tf.data.Dataset or arrays.")  # fmt: skip

@@ -12,12 +12,12 @@ from streamavg.cli import common_options
 from streamavg.cli.printing import print_pieces
 from streamavg.cli.progress import choose_progress
 from streamavg.cli.record_file import check_record_file
-from streamavg.options import CHOICES, MergeOptions
 from streamavg.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from streamavg.options import MergeOptions
     from streamavg.record import MergeRecord
     from streamavg.selection import Rules
 
@@ -39,10 +39,6 @@ def _parse_weights(
         ) from None
 
 
-def _choice(name: str) -> click.Choice[str]:
-    return click.Choice(CHOICES[name])
-
-
 @click.command()
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
 @click.option("-o", "--output", help="Where to write; the suffix picks the format. "
@@ -51,10 +47,13 @@ def _choice(name: str) -> click.Choice[str]:
               "natural order of their names unless --order says otherwise.")  # fmt: skip
 @click.option("--best", type=int, metavar="K",
               help="Merge only the K checkpoints with the best --scores.")  # fmt: skip
-@click.option("--order", type=_choice("order"), default="auto", show_default=True,
-              help="In which checkpoints are merged: as given, natural (ckpt-2 before ckpt-10), or "
-              "by modification time. auto is natural with --last, --best and --method ema, and "
-              "given otherwise.")  # fmt: skip
+@common_options.choice(
+    "order",
+    "auto",
+    "In which checkpoints are merged: as given, natural (ckpt-2 before ckpt-10), or "
+    "by modification time. auto is natural with --last, --best and --method ema, and "
+    "given otherwise.",
+)
 @click.option("--scores", metavar="FILE|filename", help="Where scores are: a CSV as Keras' "
               "CSVLogger writes it, a JSON or CSV file of paths and scores, or the word filename "
               "if the names of the checkpoints hold them.")  # fmt: skip
@@ -68,10 +67,13 @@ def _choice(name: str) -> click.Choice[str]:
 @click.option("--normalize", is_flag=True, help="Divide the weights by their sum.")
 @click.option("--softmax", type=float, metavar="T", help="Weight by exp(score / T), or "
               "exp(-score / T) where less is better.")  # fmt: skip
-@click.option("--method", type=_choice("method"), default="mean", show_default=True,
-              help="The mean, or the exponential moving average, oldest first; robust against "
-              "outliers, the elementwise median or trimmed mean, or the geometric median of whole "
-              "checkpoints; or slerp between two.")  # fmt: skip
+@common_options.choice(
+    "method",
+    "mean",
+    "The mean, or the exponential moving average, oldest first; robust against "
+    "outliers, the elementwise median or trimmed mean, or the geometric median of whole "
+    "checkpoints; or slerp between two.",
+)
 @click.option("--decay", type=float, metavar="D", help="Of --method ema: how much of the average "
               "is kept at each checkpoint, such as 0.9.")  # fmt: skip
 @click.option("--trim", type=float, metavar="F", help="Of --method trimmed-mean: the share of the "
@@ -79,20 +81,21 @@ def _choice(name: str) -> click.Choice[str]:
 @common_options.memory_limit
 @click.option("--threads", type=int, metavar="N", help="Threads that read, average and write; by "
               "default one a processor, up to four.")  # fmt: skip
-@click.option("--io", type=_choice("io"), default="auto", show_default=True,
-              help="Read through the page cache, or past it.")  # fmt: skip
+@common_options.choice("io", "auto", "Read through the page cache, or past it.")
 @click.option("--fsync/--no-fsync", default=True, show_default=True,
               help="Wait until the disk has the output; not needed for scratch space.")  # fmt: skip
-@click.option("--dtype", type=_choice("dtype"), default="keep", show_default=True,
-              help="Of averaged values in the output.")  # fmt: skip
-@click.option("--optimizer", type=_choice("optimizer"), default="drop", show_default=True,
-              help="Optimizer state: leave it out, or keep the reference's.")  # fmt: skip
+@common_options.choice("dtype", "keep", "Of averaged values in the output.")
+@common_options.choice(
+    "optimizer", "drop", "Optimizer state: leave it out, or keep the reference's."
+)
 @common_options.non_float
-@click.option("--preprocessing", type=_choice("preprocessing"), default="equal", show_default=True,
-              help="Normalization state and vocabularies.")  # fmt: skip
-@click.option("--batchnorm", type=_choice("batchnorm"), default="mean", show_default=True,
-              help="Moving statistics of BatchNormalization: averaged; averaged, and the spread of "
-              "the means added to the variances; or the reference's.")  # fmt: skip
+@common_options.choice("preprocessing", "equal", "Normalization state and vocabularies.")
+@common_options.choice(
+    "batchnorm",
+    "mean",
+    "Moving statistics of BatchNormalization: averaged; averaged, and the spread of "
+    "the means added to the variances; or the reference's.",
+)
 @common_options.match
 @click.option("--reference", metavar="CHECKPOINT",
               help="The input whose structure the output takes. [default: the first]")  # fmt: skip

@@ -11,7 +11,6 @@ import click
 from streamavg.cli import common_options
 from streamavg.cli.progress import choose_trial_progress
 from streamavg.cli.record_file import check_record_file
-from streamavg.options import CHOICES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,8 +43,7 @@ _STRATEGIES = ("uniform", "greedy", "greedy-swap", "learned")
 @click.option("--memory-limit", metavar="SIZE", help="Most memory the whole process may take, the "
               "model and its data included. By default 64MiB more than "
               "those.")  # fmt: skip
-@click.option("--preprocessing", type=click.Choice(CHOICES["preprocessing"]), default="equal",
-              show_default=True, help="Normalization state and vocabularies.")  # fmt: skip
+@common_options.choice("preprocessing", "equal", "Normalization state and vocabularies.")
 @common_options.match
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON on stdout.")

@@ -67,7 +67,7 @@ class MethodContract:
     @pytest.mark.parametrize("elements", [64, 700])
     def test_the_size_of_slabs_does_not_change_a_bit(self, paths, tmp_path, monkeypatch, elements):
         before = self.merged(paths, tmp_path / "out.weights.h5")
-        for name in ("MOST_SLAB_ELEMENTS", "MOST_WIDE_ELEMENTS", "LEAST_SLAB_ELEMENTS"):
+        for name in ("MOST_SLAB_ELEMENTS", "LEAST_SLAB_ELEMENTS"):
             monkeypatch.setattr(planning, name, elements)
         assert self.merged(paths, tmp_path / "out.weights.h5") == before
 

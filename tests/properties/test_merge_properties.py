@@ -43,7 +43,6 @@ def folder():
 def slabs_of_at_most(elements):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "MOST_SLAB_ELEMENTS", elements)
-        patch.setattr(planning, "MOST_WIDE_ELEMENTS", elements)
         patch.setattr(planning, "LEAST_SLAB_ELEMENTS", elements)
         yield
 
