@@ -75,3 +75,20 @@ def test_when_it_helps_has_the_numbers_that_were_measured():
         distances, accuracies = measured[name]
         accuracy = [cell.partition(" ")[0] for cell in accuracies]
         assert shown[name] == [[distances[1], accuracy[1], accuracy[2]]], name
+
+
+def test_speed_has_the_medians_that_were_measured():
+    text = (ROOT / "README.md").read_text("utf-8").partition("- **Speed.**")[2]
+    shown = re.findall(r"\d\.\d", text.partition("\n\n")[0])
+    page = (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
+    goals = rows(page.partition("\n## What is promised")[2].partition("\n## ")[0])
+    medians = {name: float(cells[-3]) for name, (cells,) in goals.items() if "warm" in name}
+    halves = {name: medians.pop(name) for name in list(medians) if "float16" in name}
+
+    def ends(found, *, fsync):
+        values = [value for name, value in found.items() if ("fsync" in name) == fsync]
+        return [f"{min(values):.1f}", f"{max(values):.1f}"]
+
+    assert shown[:4] == ends(medians, fsync=True) + ends(medians, fsync=False)
+    assert {shown[4]} == set(ends(halves, fsync=True))
+    assert shown[5:] == ends(halves, fsync=False)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 INTRODUCTION = """# Benchmarks
 
-Written by `python scripts/benchmark.py --mode all --repeat 3 --page docs/benchmarks.md`; nothing \
-here is typed in by hand.
+Written by `scripts/benchmark.py --page docs/benchmarks.md`, of one run with `--mode all \
+--repeat 3` or of several that were put together with `--from`; nothing here is typed in by hand.
 
 **L** is the yardstick: the time of `cat INPUTS > /dev/null` and `cp ONE_INPUT OUTPUT`, what the \
 machine needs merely to read every input once and to write one model. Like goes against like: a \
